@@ -1,0 +1,1 @@
+"""From quantized Keras models to `.tflite`, and checks of what was written."""

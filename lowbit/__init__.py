@@ -1,0 +1,28 @@
+"""lowbit: train, quantize, export and measure integer networks with Keras 3 and LiteRT.
+
+The files, in the order of the pipeline; imports point up this list only (tests/test_layering.py):
+
+    spec           what is quantized and how: QuantSpec, Scheme, the named schemes     NumPy only
+    affine         THE arithmetic: scale, zero point, quantize, bias                   NumPy only
+    ranges, fold   range estimators; batch-norm folding                                NumPy only
+    metrics        top-1, top-5, KL, paired errors                                     NumPy only
+    fixed_point    the integer multiplier of the kernels                               NumPy only
+    integer_graph  the one form between Keras and every consumer                       NumPy only
+    kernels        the simulator: codes as the kernels compute them                    NumPy only
+    fakequant      the same arithmetic in keras.ops, with gradients
+    quantizers, layers     what a quantized Keras model is made of
+    functional, placement  float model to quantized model
+    calibration    ranges from images
+    lowering       quantized model to integer graph
+    tflite_file    integer graph to `.tflite` and back
+    boundary, mlir         uint8 and float32 input and output; the MLIR route
+    data, models   images; networks
+    results, progress, manifest, cli    rows, bars, saved files, commands
+"""
+
+import os
+
+# Quiet before TensorFlow is first imported: its notes about missing GPUs drown a tool's own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+__version__ = "0.1.0"

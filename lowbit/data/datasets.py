@@ -1,0 +1,60 @@
+"""`open_dataset`: what --dataset names, opened."""
+
+import glob
+import os
+import re
+
+from lowbit.data import arrays, downloads, folders, images, tfrecords
+
+Dataset = images.Dataset
+check_labels = images.check_labels
+
+ALLOWED = (
+    f"'digits' (embedded), {', '.join(downloads.KERAS)} (downloaded), another name of "
+    "tensorflow-datasets (pip install 'lowbit[datasets]'), or a path: a folder of class folders, a "
+    "folder or .zip of images with labels.csv, an .npz, TFRecord files"
+)
+
+
+def open_dataset(name_or_path: str, split: str = "all") -> Dataset:
+    """Returns the images that `name_or_path` means; nothing is decoded before it is read.
+
+    Args:
+        name_or_path: `digits`; a name of keras.datasets or tensorflow-datasets; or the path of a
+            folder, a .zip, an .npz, a TFRecord file or a pattern for such ("imagenet/train-*").
+            A path that is also a name is written "./digits".
+        split: "train", "validation" or "all".  A source with splits of its own keeps them; any
+            other gives 90% and 10% by content (`images.split_by_content`).
+
+    Raises ValueError or FileNotFoundError with one line that names what is wrong and where.
+    """
+    if split not in images.SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(images.SPLITS)}")
+    name_or_path = os.fspath(name_or_path)
+    if name_or_path == "digits":
+        return arrays.open_digits(split)
+    if name_or_path in downloads.KERAS:
+        return downloads.open_keras(name_or_path, split)
+    path = os.path.expanduser(name_or_path)
+    if os.path.exists(path) or glob.glob(path):
+        return _open_path(path, split)
+    looks_like_name = re.fullmatch(r"[a-z][a-z0-9_]*([/:][\w.]+)*", name_or_path)
+    if looks_like_name and downloads.is_in_tfds(name_or_path):
+        return downloads.open_tfds(name_or_path, split)
+    raise FileNotFoundError(
+        f"data set {name_or_path!r}: no such file or folder, nor a name known here; give {ALLOWED}"
+    )
+
+
+def _open_path(path: str, split: str) -> Dataset:
+    if path.lower().endswith(".zip"):
+        return folders.open_zip(path, split)
+    if path.lower().endswith(".npz"):
+        return arrays.open_npz(path, split)
+    records = tfrecords.find_files(path)
+    if os.path.isdir(path) and not records:
+        return folders.open_folder(path, split)
+    named = [file for file in records if re.search(r"-of-\d{5}$|\.tfrecord", file)]
+    if not named or named != records:
+        raise ValueError(f"data set {path!r}: not a kind of file that is read; give {ALLOWED}")
+    return tfrecords.open_slim(path, records, split)

@@ -1,0 +1,176 @@
+"""Simulated quantization in `keras.ops`: the arithmetic of `affine`, bit for bit, with gradients.
+
+Forward (whitepaper eq. 1-3, an activation function fused as the kernels fuse it, by clamping codes):
+
+    y = (clip(rint(x / scale) + zero_point, code_low, code_high) - zero_point) * scale
+
+Gradient: straight-through with clipping (whitepaper eq. 14, 15), and for the range as for a clamp:
+
+    dL/dx       = dL/dy where low <= x <= high, else 0        low  = (code_low - zero_point) * scale
+    dL/dminimum = sum of dL/dy where x < low                  high = (code_high - zero_point) * scale
+    dL/dmaximum = sum of dL/dy where x > high
+
+The range's gradients stop where the activation function, and not the range, is what clips.
+"""
+
+import keras
+from keras import ops
+
+from lowbit import affine
+from lowbit import spec as spec_lib
+
+ACTIVATIONS = (None, "relu", "relu6")
+
+_TINY = 1.1754943508222875e-38  # smallest normal float32
+_FLOOR_RATIO = float(affine.SCALE_FLOOR_RATIO)
+
+
+def scale_and_zero_point(minimum, maximum, spec: spec_lib.QuantSpec):
+    """Returns float32 (scale, zero_point), the same bits as `affine.scale_and_zero_point`.
+
+    Args:
+      minimum, maximum: float32 tensors of equal shape: scalars, or one value a channel.
+    """
+    lowest, highest = affine.integer_bounds(spec)
+    low, high = ops.minimum(minimum, 0.0), ops.maximum(maximum, 0.0)
+    if spec.symmetric:
+        scale = ops.maximum(-low, high) / float(highest)
+    else:
+        scale = (high - low) / float(highest - lowest)
+    largest = ops.max(scale)
+    floor = ops.maximum(largest * _FLOOR_RATIO, _TINY)
+    zero_scale = float(affine.ZERO_RANGE_SCALE)
+    scale = round_scale(ops.where(largest < _TINY, zero_scale, ops.maximum(scale, floor)))
+    if spec.symmetric:
+        return scale, ops.zeros_like(scale)
+    return scale, ops.clip(ops.round(float(lowest) - low / scale), lowest, highest)
+
+
+def round_scale(scale):
+    """Returns scale rounded to 16 significant bits: `affine.round_scale`."""
+    c = scale * 257.0
+    return c - (c - scale)
+
+
+def activation_codes(activation: str | None, scale, zero_point, spec: spec_lib.QuantSpec):
+    """Returns the lowest and highest code, float32 scalars, that a fused activation leaves."""
+    lowest, highest = (float(bound) for bound in affine.integer_bounds(spec))
+    code_low, code_high = ops.full_like(scale, lowest), ops.full_like(scale, highest)
+    if activation in ("relu", "relu6"):
+        code_low = ops.maximum(code_low, zero_point)
+    if activation == "relu6":
+        code_high = ops.minimum(code_high, zero_point + ops.round(6.0 / scale))
+    return code_low, code_high
+
+
+def apply_activation(x, activation: str | None):
+    """Returns the activation function of x in float; raises ValueError for an unknown name."""
+    if activation is None:
+        return x
+    if activation == "relu":
+        return ops.relu(x)
+    if activation == "relu6":
+        return ops.relu6(x)
+    raise ValueError(f"activation {activation!r} is not one of {ACTIVATIONS}")
+
+
+def fake_quantize(
+    x,
+    minimum,
+    maximum,
+    spec: spec_lib.QuantSpec,
+    activation: str | None = None,
+    trainable_range: bool = False,
+    compiled: bool = False,
+):
+    """Returns x quantized to the range and back; the formulas are at the top of this file.
+
+    Args:
+      x: float32, any shape; channels on its last axis where `spec.axis` is set.
+      minimum, maximum: float32: scalars, or (channels,).
+      spec: bits, symmetric, narrow_range, signed; `axis` None or the last axis.
+      activation: None, "relu" or "relu6", applied before the quantization.
+      trainable_range: True computes the gradients of minimum and maximum (5 ms on 2.7 million
+        values against 3 ms without).
+      compiled: True runs forward and backward each as one XLA loop on the TensorFlow backend: 2 ms
+        for 2.7 million values on 2 cores, op by op 5 ms.  The result is the same to the last bit.
+
+    Returns:
+      float32, the shape of `x`.
+    """
+    scale, zero_point = scale_and_zero_point(minimum, maximum, spec)
+    code_low, code_high = activation_codes(activation, scale, zero_point, spec)
+    forward, backward = (_compiled_forward, _compiled_backward) if compiled else (_forward, _backward)
+
+    if not trainable_range:
+        return _straight_through(x, scale, zero_point, code_low, code_high, forward, backward)
+
+    lowest, highest = affine.integer_bounds(spec)
+
+    @ops.custom_gradient
+    def quantize_and_back_with_range(x, minimum, maximum):
+        def gradient(*arguments, upstream=None):
+            upstream = _upstream(arguments, upstream)
+            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
+            below = _sum_to(ops.where(x < low, upstream, 0.0), minimum)
+            above = _sum_to(ops.where(x > high, upstream, 0.0), maximum)
+            # A bound at the activation function's clamp is not the range's to move.
+            below = ops.where(code_low <= lowest, below, 0.0)
+            above = ops.where(code_high >= highest, above, 0.0)
+            return backward(upstream, x, low, high), below, above
+
+        return forward(x, scale, zero_point, code_low, code_high), gradient
+
+    return quantize_and_back_with_range(x, minimum, maximum)
+
+
+def fake_quantize_weights(kernel, scale, zero_point, spec: spec_lib.QuantSpec):
+    """Returns weights quantized and back with a given scale; forward and gradient as above.
+
+    Args:
+      kernel: float32, output channels on the last axis.
+      scale, zero_point: float32 scalars, or (channels,).
+    """
+    code_low, code_high = activation_codes(None, scale, zero_point, spec)
+    return _straight_through(kernel, scale, zero_point, code_low, code_high, _forward, _backward)
+
+
+def _straight_through(x, scale, zero_point, code_low, code_high, forward, backward):
+    low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
+
+    @ops.custom_gradient
+    def quantize_and_back(x):
+        def gradient(*arguments, upstream=None):
+            return backward(_upstream(arguments, upstream), x, low, high)
+
+        return forward(x, scale, zero_point, code_low, code_high), gradient
+
+    return quantize_and_back(x)
+
+
+def _upstream(arguments, upstream):
+    return arguments[0] if upstream is None else upstream
+
+
+def _sum_to(gradient, range_bound):
+    if not range_bound.shape:
+        return ops.sum(gradient)
+    return ops.sum(gradient, axis=tuple(range(len(gradient.shape) - 1)))
+
+
+def _forward(x, scale, zero_point, code_low, code_high):
+    codes = ops.clip(ops.round(x / scale) + zero_point, code_low, code_high)
+    return (codes - zero_point) * scale
+
+
+def _backward(upstream, x, low, high):
+    return ops.where(ops.logical_and(x >= low, x <= high), upstream, ops.zeros_like(upstream))
+
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    _compiled_forward = tf.function(_forward, jit_compile=True, autograph=False)
+    _compiled_backward = tf.function(_backward, jit_compile=True, autograph=False)
+else:  # JAX compiles the whole step
+    _compiled_forward, _compiled_backward = _forward, _backward

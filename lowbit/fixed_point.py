@@ -1,0 +1,119 @@
+"""Requantization arithmetic of TFLite's integer kernels: int32 accumulators back to 8-bit codes.
+
+The real multiplier M = input_scale * weight_scale / output_scale is applied in one of two ways:
+
+    fixed point   M = multiplier * 2^(shift - 31),  2^30 <= multiplier < 2^31     (Jacob et al., 2.2)
+    fp32          rint(float32(accumulator) * float32(M))                                  (XNNPACK)
+
+The reference kernels round the fixed-point product twice: at bit 31 with ties upwards, then at
+the right shift with ties away from zero.  fp32 rounds once to 24 bits, then ties to even.  The two
+ways differ by 1 near ties, at up to 1 accumulator in 1000 where scales are not powers of two.
+
+All functions take and return NumPy arrays, or scalars that broadcast.
+"""
+
+import numpy as np
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+
+
+def quantize_multiplier(real: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (multiplier, shift), both int32, with real ~ multiplier * 2^(shift - 31).
+
+    The multiplier lies in [2^30, 2^31), so the relative error is at most 2^-31.  A real below
+    2^-32, and so also that of a dead channel, becomes (0, 0).
+
+    Args:
+      real: non-negative, any shape, for example (channels,).
+
+    Raises:
+      ValueError: a multiplier is negative or not finite, or 2^31 or more.
+    """
+    real = np.asarray(real, np.float64)
+    if not np.all(np.isfinite(real)) or np.any(real < 0) or np.any(real >= 2.0**31):
+        raise ValueError(f"multipliers must lie in [0, 2^31), got {real!r}")
+    fraction, shift = np.frexp(real)
+    multiplier = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
+    overflow = multiplier == 2**31  # fraction within 2^-32 of 1: 0.5 * 2^(shift + 1) is the same
+    multiplier = np.where(overflow, 2**30, multiplier)
+    shift = np.where(overflow, shift + 1, shift)
+    vanishes = shift < -31
+    return (
+        np.where(vanishes, 0, multiplier).astype(np.int32),
+        np.where(vanishes, 0, shift).astype(np.int32),
+    )
+
+
+def saturating_rounding_doubling_high_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns floor(a * b / 2^31 + 1/2) as int64: to nearest, ties upwards.
+
+    gemmlowp adds 2^30, or 1 - 2^30 to a negative product, and divides with truncation: the same.
+    Only -2^31 * -2^31 leaves the int32 range, and saturates.
+
+    Args:
+      a: integers in the int32 range.
+      b: integers in the int32 range, broadcast against `a`.
+    """
+    product = np.asarray(a, np.int64) * np.asarray(b, np.int64)
+    return np.minimum((product + 2**30) >> 31, INT32_MAX)
+
+
+def rounding_divide_by_pot(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
+    """Returns x / 2^exponent rounded to nearest, ties away from zero, as int64.
+
+    Args:
+      x: integers.
+      exponent: in [0, 31], broadcast against `x`.
+    """
+    x = np.asarray(x, np.int64)
+    exponent = np.asarray(exponent, np.int64)
+    mask = (np.int64(1) << exponent) - 1
+    threshold = (mask >> 1) + (x < 0)
+    return (x >> exponent) + ((x & mask) > threshold)
+
+
+def multiply_by_quantized_multiplier(
+    x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
+    """Returns x * multiplier * 2^(shift - 31) as int64, rounded twice: TFLite's default.
+
+    Args:
+      x: int32 accumulators; x * 2^max(shift, 0) must stay in the int32 range, else it saturates
+        here, where the kernels' own result is undefined.
+      multiplier: as `quantize_multiplier` gives, broadcast against `x`.
+      shift: the same.
+    """
+    shift = np.asarray(shift, np.int64)
+    shifted = np.asarray(x, np.int64) << np.maximum(shift, 0)
+    shifted = np.clip(shifted, INT32_MIN, INT32_MAX)
+    product = saturating_rounding_doubling_high_mul(shifted, multiplier)
+    return rounding_divide_by_pot(product, np.maximum(-shift, 0))
+
+
+def multiply_by_quantized_multiplier_single_rounding(
+    x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
+    """Returns floor(x * multiplier * 2^(shift - 31) + 1/2) as int64: one rounding, ties upwards.
+
+    Runtimes built with TFLITE_SINGLE_ROUNDING do this.
+
+    Args:
+      x: int32 accumulators.
+      multiplier: as `quantize_multiplier` gives, broadcast against `x`.
+      shift: the same, at most 30.
+    """
+    total = 31 - np.asarray(shift, np.int64)
+    product = np.asarray(x, np.int64) * np.asarray(multiplier, np.int64)
+    return (product + (np.int64(1) << (total - 1))) >> total
+
+
+def requantize_fp32(accumulator: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Returns rint(float32(accumulator) * float32(scale)) as float32: ties to even, as XNNPACK.
+
+    Args:
+      accumulator: whole numbers, of any integer or floating type; beyond 2^24 they are rounded to
+        float32 first, as the kernels' own conversion does.
+      scale: broadcast against `accumulator`.
+    """
+    product = np.asarray(accumulator, np.float32) * np.asarray(scale, np.float32)
+    return np.rint(product, out=product) if product.ndim else np.rint(product)

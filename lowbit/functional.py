@@ -1,0 +1,120 @@
+"""Reads a functional Keras 3 model as a flat list of layer calls; nested models are opened up."""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of one layer; values are numbers, each made by one call or a model input."""
+
+    layer: keras.layers.Layer
+    name: str  # unique in the model; `outer.inner` for a layer of a nested model
+    inputs: tuple[int, ...]
+    output: int
+    keywords: dict[str, Any]  # arguments of the call that are not tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A model as calls, in an order in which they can run."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    calls: tuple[Call, ...]
+    shapes: dict[int, tuple[int | None, ...]]  # with the batch axis
+
+
+class UnsupportedModelError(ValueError):
+    """The model has something that integer kernels or this tool cannot express."""
+
+
+def trace(model: keras.Model) -> Trace:
+    """Returns the calls of a functional or Sequential model, nested ones flattened.
+
+    Raises:
+      UnsupportedModelError: for a subclassed model, a layer with several outputs, or an input that
+        is not a tensor of the model.
+    """
+    calls: list[Call] = []
+    shapes: dict[int, tuple] = {}
+    names: dict[str, int] = {}
+    counter = iter(range(10**9))
+
+    def unique(name):
+        # A layer called twice makes two operations: `conv` and `conv.1`.
+        names[name] = names.get(name, -1) + 1
+        return name if names[name] == 0 else f"{name}.{names[name]}"
+
+    def expand(inner, arguments, prefix):
+        functional = _functional(inner, prefix)
+        values = {}
+        for tensor, value in zip(functional._inputs, arguments, strict=True):
+            values[id(tensor)] = value
+        for operation, node_index in _ordered_nodes(functional):
+            node = operation._inbound_nodes[node_index]
+            if isinstance(operation, keras.layers.InputLayer):
+                continue
+            if not isinstance(operation, keras.layers.Layer):
+                raise UnsupportedModelError(
+                    f"operation {prefix}{operation.name} ({type(operation).__name__}) is a bare "
+                    "keras.ops call; use the layer of the same meaning (layers.Add for +)"
+                )
+            inputs = []
+            for tensor in node.arguments.keras_tensors:
+                if id(tensor) not in values:
+                    raise UnsupportedModelError(
+                        f"layer {prefix}{operation.name} takes a tensor from outside the model"
+                    )
+                inputs.append(values[id(tensor)])
+            if len(node.outputs) != 1:
+                raise UnsupportedModelError(
+                    f"layer {prefix}{operation.name} has {len(node.outputs)} outputs; 1 is allowed"
+                )
+            output = node.outputs[0]
+            if isinstance(operation, keras.Model):
+                (values[id(output)],) = expand(operation, inputs, f"{prefix}{operation.name}.")
+                continue
+            value = next(counter)
+            values[id(output)] = value
+            shapes[value] = tuple(output.shape)
+            keywords = {
+                key: argument
+                for key, argument in node.arguments.kwargs.items()
+                if not isinstance(argument, keras.KerasTensor) and argument is not None
+            }
+            name = unique(f"{prefix}{operation.name}")
+            calls.append(Call(operation, name, tuple(inputs), value, keywords))
+        return [values[id(tensor)] for tensor in functional._outputs]
+
+    top = _functional(model, "")
+    inputs = []
+    for tensor in top._inputs:
+        value = next(counter)
+        shapes[value] = tuple(tensor.shape)
+        inputs.append(value)
+    outputs = expand(model, inputs, "")
+    return Trace(model.name, tuple(inputs), tuple(outputs), tuple(calls), shapes)
+
+
+def _functional(model, prefix):
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise UnsupportedModelError(f"model {prefix}{model.name} is not built; give it an Input")
+        return model._functional
+    if not hasattr(model, "_nodes_by_depth"):
+        raise UnsupportedModelError(
+            f"model {prefix}{model.name} ({type(model).__name__}) is subclassed; only functional "
+            "and Sequential models can be quantized: rebuild it with keras.Model(inputs, outputs)"
+        )
+    return model
+
+
+def _ordered_nodes(functional):
+    """Yields (operation, node index) from the inputs on, as the model itself runs them."""
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            yield node.operation, node.operation._inbound_nodes.index(node)

@@ -1,0 +1,758 @@
+"""The integer graph run in NumPy: the codes that a TFLite interpreter computes, operation by operation.
+
+Two flavours, because "bit exact" needs a backend's name:
+
+  reference   the interpreter with its reference kernels: fixed-point requantization
+  xnnpack     the default interpreter: XNNPACK where its delegate takes the node, else the optimized
+              built-in kernel; `placement_of` says which and why
+
+| op                 | reference and built-in                   | XNNPACK                                |
+|--------------------|------------------------------------------|----------------------------------------|
+| convolutions, FC   | fixed point, two roundings               | rint(float32(accumulator) * scale)     |
+| ADD, SUB           | both inputs * 2^20, three multipliers    | two 21-bit multipliers, one shift      |
+| MUL                | fixed point, two roundings               | rint(float32(product) * scale)         |
+| MEAN               | fixed point with 1/n in the multiplier   | rint(float32(sum) * scale / n)         |
+| AVERAGE_POOL_2D    | sum / n, ties away from zero             | not delegated                          |
+| RELU, RELU6        | fixed point, then clamp                  | not delegated                          |
+| SOFTMAX            | reference: fixed-point exponential;      | not delegated                          |
+|                    | built-in: float32 table of exponentials  |                                        |
+| QUANTIZE, int8     | fixed point                              | 8 fractional bits; int8 to int8 only   |
+| QUANTIZE, float32  | divide, ties away from zero              | times 1/scale, ties to even            |
+| the others         | move or select codes                     | the same                               |
+
+Arrays have a free leading batch dimension, whatever batch the graph's shapes state.  Accumulators
+are exact: products run in float32 where the weights prove |accumulator| < 2^24, else in float64.
+They are not wrapped to int32, as no kernel defines that overflow.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lowbit import fixed_point, integer_graph
+
+FLAVOURS = ("xnnpack", "reference")
+IM2COL_BYTES = 64 * 2**20  # of patches at a time: bounds memory, and larger blocks are no faster
+
+# XNNPACK delegate's bounds on real multipliers; outside them it leaves the node, or fails.
+CONVOLUTION_MULTIPLIER_BELOW = 2.0**8  # at or above it the interpreter refuses the whole model
+ADD_RATIO_RANGE = (2.0**-10, 2.0**8)  # input scale / output scale, upper end excluded
+MULTIPLY_RANGE = (2.0**-16, 2.0**8)  # product of input scales / output scale, upper end excluded
+REQUANTIZE_RANGE = (2.0**-8, 2.0**7)  # input scale / output scale, both ends included
+CONCATENATION_INPUTS = 5  # at most
+
+_SAME_SCALE = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE")
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+def run(
+    graph: integer_graph.IntegerGraph,
+    inputs: Mapping[str, np.ndarray],
+    kernels: str = "xnnpack",
+    outputs: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns the named tensors' codes; a tensor is freed when no later node reads it.
+
+    Args:
+      graph: nodes in running order.
+      inputs: array of every graph input, (batch, ...), of the input tensor's dtype.
+      kernels: one of `FLAVOURS`.
+      outputs: tensors to return, also intermediate ones; the graph's outputs if None.
+
+    Raises:
+      ValueError: an input is missing, or has another dtype or shape than its tensor; an output is
+        never computed; a node's operation is unknown or refused by the interpreter.
+    """
+    wanted = tuple(graph.outputs if outputs is None else outputs)
+    _check_inputs(graph, inputs)
+    last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
+    values = dict(inputs)
+    for i, node in enumerate(graph.nodes):
+        arrays = [_value(graph, node, name, values) for name in node.inputs]
+        values.update(zip(node.outputs, run_node(graph, node, arrays, kernels), strict=True))
+        for name in {*node.inputs, *node.outputs}:
+            if last_use.get(name, -1) <= i and name not in wanted:
+                values.pop(name, None)
+    missing = [name for name in wanted if name not in values]
+    if missing:
+        raise ValueError(f"no node of graph {graph.name!r} computes {missing}")
+    return {name: values[name] for name in wanted}
+
+
+def run_node(
+    graph: integer_graph.IntegerGraph,
+    node: integer_graph.Node,
+    inputs: Sequence[np.ndarray],
+    kernels: str,
+) -> list[np.ndarray]:
+    """Returns the node's outputs for the given inputs, constants included, as its kernel gives them.
+
+    Raises:
+      ValueError: the operation is unknown, or the default interpreter refuses the model for it.
+    """
+    if kernels not in FLAVOURS:
+        raise ValueError(f"kernels must be one of {FLAVOURS}, got {kernels!r}")
+    if node.op not in _KERNELS:
+        raise ValueError(
+            f"node {node.name!r}: no kernel for {node.op!r}; there is one for {sorted(_KERNELS)}"
+        )
+    kernel = kernels
+    if kernels == "xnnpack":
+        kernel, reason = placement_of(graph, node)
+        if kernel == "refused":
+            raise ValueError(f"node {node.name!r} ({node.op}): {reason}")
+    return [_KERNELS[node.op](graph, node, list(inputs), kernel)]
+
+
+def _check_inputs(graph, inputs):
+    for name in graph.inputs:
+        if name not in inputs:
+            raise ValueError(f"input {name!r} is missing; given: {sorted(inputs)}")
+        tensor, array = graph.tensors[name], inputs[name]
+        if array.dtype.name != tensor.dtype or array.shape[1:] != tuple(tensor.shape[1:]):
+            raise ValueError(
+                f"input {name!r} must be {tensor.dtype} of shape (batch, "
+                f"{', '.join(map(str, tensor.shape[1:]))}), got {array.dtype.name} {array.shape}"
+            )
+
+
+def _value(graph, node, name, values):
+    if name in values:
+        return values[name]
+    tensor = graph.tensors.get(name)
+    if tensor is None or tensor.data is None:
+        raise ValueError(f"node {node.name!r} reads {name!r}, which nothing has computed")
+    return tensor.data
+
+
+# --- placement ----------------------------------------------------------------------------------
+
+
+def placement_of(
+    graph: integer_graph.IntegerGraph, node: integer_graph.Node
+) -> tuple[str, str]:
+    """Returns (kernel, reason): what runs an 8-bit node in the default interpreter.
+
+    The kernel is "xnnpack" (the reason is then empty), "builtin", or "refused" where the delegate
+    claims the node but cannot prepare it, so that the whole model fails to load.  Found by
+    experiment on ai-edge-litert 2.3, and equal to the bounds in the delegate's source.
+    """
+    if node.op in ("SOFTMAX", "RELU", "RELU6", "AVERAGE_POOL_2D"):
+        return "builtin", f"the delegate takes no 8-bit {node.op}"
+    ranged = _ratio_reason(graph, node)
+    if ranged:
+        return ranged
+    if node.op in _SAME_SCALE:
+        return _same_scale_placement(graph, node)
+    if node.op == "QUANTIZE":
+        source, target = (graph.tensors[name] for name in (node.inputs[0], node.outputs[0]))
+        if source.dtype != "float32" and source.dtype != target.dtype:
+            return "builtin", f"the delegate does not requantize {source.dtype} to {target.dtype}"
+    return "xnnpack", ""
+
+
+def _ratio_reason(graph, node):
+    if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        largest = float(_weighted_scale_fp32(graph, node).max())
+        if largest >= CONVOLUTION_MULTIPLIER_BELOW:
+            return "refused", (
+                f"input scale * weight scale / output scale = {largest:.6g}; the default "
+                f"interpreter loads only models where it is below {CONVOLUTION_MULTIPLIER_BELOW:g}"
+            )
+        return None
+    if node.op in ("ADD", "SUB"):
+        output = graph.tensors[node.outputs[0]].scale
+        for name in node.inputs:
+            ratio = graph.tensors[name].scale / output
+            if not ADD_RATIO_RANGE[0] <= ratio < ADD_RATIO_RANGE[1]:
+                return "builtin", (
+                    f"scale of {name!r} / output scale = {ratio:.6g} is outside "
+                    f"[{ADD_RATIO_RANGE[0]:g}, {ADD_RATIO_RANGE[1]:g})"
+                )
+        return None
+    if node.op == "MUL":
+        ratio = _product_scale(graph, node)
+        if not MULTIPLY_RANGE[0] <= ratio < MULTIPLY_RANGE[1]:
+            return "builtin", (
+                f"product of the input scales / output scale = {ratio:.6g} is outside "
+                f"[{MULTIPLY_RANGE[0]:g}, {MULTIPLY_RANGE[1]:g})"
+            )
+        return None
+    if node.op == "QUANTIZE" and graph.tensors[node.inputs[0]].dtype != "float32":
+        ratio = graph.tensors[node.inputs[0]].scale / graph.tensors[node.outputs[0]].scale
+        if not REQUANTIZE_RANGE[0] <= ratio <= REQUANTIZE_RANGE[1]:
+            return "builtin", (
+                f"input scale / output scale = {ratio:.6g} is outside "
+                f"[{REQUANTIZE_RANGE[0]:g}, {REQUANTIZE_RANGE[1]:g}]"
+            )
+    return None
+
+
+def _same_scale_placement(graph, node):
+    if node.op == "CONCATENATION" and len(node.inputs) > CONCATENATION_INPUTS:
+        return "builtin", (
+            f"{len(node.inputs)} inputs; the delegate takes at most {CONCATENATION_INPUTS}"
+        )
+    if node.op == "MAX_POOL_2D":
+        window, strides = node.attributes["filter"], node.attributes["strides"]
+        if any(stride > size for size, stride in zip(window, strides, strict=True)):
+            return "builtin", f"strides {tuple(strides)} exceed the filter {tuple(window)}"
+    differing = _differing_map(graph, node)
+    if differing:
+        kernel = "builtin" if node.op == "RESHAPE" else "refused"
+        return kernel, f"{differing!r} has another scale or zero point than the output"
+    return "xnnpack", ""
+
+
+def _differing_map(graph, node):
+    """Returns the first data input whose affine map is not the output's, or None."""
+    output = graph.tensors[node.outputs[0]]
+    names = node.inputs if node.op == "CONCATENATION" else node.inputs[:1]
+    for name in names:
+        tensor = graph.tensors[name]
+        if tensor.scale != output.scale or tensor.zero_point != output.zero_point:
+            return name
+    return None
+
+
+# --- scales, clamps and requantization ----------------------------------------------------------
+
+
+def _product_scale(graph, node):
+    """Returns scale_a * scale_b / scale_output in float32, as the kernels compute it for MUL."""
+    first, second = (graph.tensors[name].scale for name in node.inputs)
+    return first * second / graph.tensors[node.outputs[0]].scale
+
+
+def _weighted_scale_fp32(graph, node):
+    """Returns input_scale * weight_scale / output_scale in float32, (1,) or (channels,)."""
+    source, weight, output = _names(graph, node, node.inputs[0], node.inputs[1], node.outputs[0])
+    return source.scale * weight.quantization.scale / output.scale
+
+
+def _weighted_scale_double(graph, node):
+    """Returns input_scale * weight_scale / output_scale in float64, (1,) or (channels,).
+
+    FULLY_CONNECTED with one weight scale multiplies the two float32 scales in float32 first.
+    """
+    source, weight, output = _names(graph, node, node.inputs[0], node.inputs[1], node.outputs[0])
+    scale = weight.quantization.scale
+    if node.op == "FULLY_CONNECTED" and scale.size == 1:
+        return np.float64(source.scale * scale) / np.float64(output.scale)
+    return np.float64(source.scale) * np.float64(scale) / np.float64(output.scale)
+
+
+def _names(graph, node, *names):
+    return tuple(graph.tensors[name] for name in names)
+
+
+def _quantized_bound(value, tensor, kernel):
+    """Returns the code of a clamp's real bound: XNNPACK rounds ties to even, TFLite away from 0."""
+    if kernel == "xnnpack":
+        code = np.rint(np.float32(value) / tensor.scale)
+    else:
+        code = _round_half_away(np.float32(value) / tensor.scale)
+    return int(code) + tensor.zero_point
+
+
+def _clamp_range(node, tensor, kernel):
+    """Returns the (lowest, highest) output code that the fused activation lets through."""
+    low, high = np.iinfo(tensor.dtype).min, np.iinfo(tensor.dtype).max
+    activation = node.attributes.get("activation")
+    if node.op in ("RELU", "RELU6"):
+        activation = node.op
+    bounds = {None: (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
+    if activation not in bounds:
+        raise ValueError(
+            f"node {node.name!r}: activation must be one of {sorted(map(str, bounds))}, "
+            f"got {activation!r}"
+        )
+    lower, upper = bounds[activation]
+    if lower is not None:
+        low = max(low, _quantized_bound(lower, tensor, kernel))
+    if upper is not None:
+        high = min(high, _quantized_bound(upper, tensor, kernel))
+    return low, high
+
+
+def _round_half_away(x):
+    """Returns x rounded to nearest, ties away from zero, in the dtype of x: C's round()."""
+    whole = np.trunc(x)
+    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), x.dtype.type(0))
+
+
+def _finish(centred, node, tensor, kernel):
+    """Returns codes: adds the zero point to `centred` codes, clamps, and casts."""
+    low, high = _clamp_range(node, tensor, kernel)
+    zero_point = tensor.zero_point
+    # Clamping first keeps float32 exact: the sum with the zero point stays below 2^9.
+    clamped = np.clip(centred, low - zero_point, high - zero_point)
+    return (clamped + zero_point).astype(tensor.dtype)
+
+
+def _requantize(accumulator, double_scale, node, tensor, kernel, fp32_scale):
+    """Returns output codes of an accumulator whose last axis the scales lie along, or (1,)."""
+    if kernel == "xnnpack":
+        centred = fixed_point.requantize_fp32(accumulator, fp32_scale)
+    else:
+        multiplier, shift = fixed_point.quantize_multiplier(double_scale)
+        centred = fixed_point.multiply_by_quantized_multiplier(accumulator, multiplier, shift)
+    return _finish(centred, node, tensor, kernel)
+
+
+def _centred(array, tensor, dtype=np.int64):
+    """Returns code - zero_point in the given dtype."""
+    return np.subtract(array, tensor.zero_point, dtype=dtype)
+
+
+# --- convolutions -------------------------------------------------------------------------------
+
+
+def _same_padding(size, window, stride):
+    """Returns (before, after) of SAME padding; an odd element goes after (TensorFlow)."""
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
+def _padding(node, shape, window):
+    """Returns ((top, bottom), (left, right)) of an image (batch, height, width, channels).
+
+    Args:
+      window: (height, width) that the filter spans, dilation included.
+    """
+    kind = node.attributes["padding"]
+    if kind == "VALID":
+        return (0, 0), (0, 0)
+    if kind != "SAME":
+        raise ValueError(f"node {node.name!r}: padding must be SAME or VALID, got {kind!r}")
+    strides = node.attributes["strides"]
+    return tuple(_same_padding(*sizes) for sizes in zip(shape[1:3], window, strides, strict=True))
+
+
+def _pad_image(image, padding, value=0):
+    if padding == ((0, 0), (0, 0)):
+        return image
+    return np.pad(image, ((0, 0), *padding, (0, 0)), constant_values=value)
+
+
+def _tap(image, row, column, strides, out_shape):
+    """Returns the view (batch, rows, columns, channels) that one filter tap sees."""
+    row_stop = row + strides[0] * (out_shape[0] - 1) + 1
+    column_stop = column + strides[1] * (out_shape[1] - 1) + 1
+    return image[:, row : row_stop : strides[0], column : column_stop : strides[1]]
+
+
+def _output_size(image, span, strides):
+    return tuple((image.shape[1 + i] - span[i]) // strides[i] + 1 for i in range(2))
+
+
+def _accumulator_dtype(weight, axes, bias):
+    """Returns float32 where every partial sum is provably below 2^24 and so exact, else float64.
+
+    The bound is sum |w| * 255 + |bias|: no code lies further than 255 from its zero point.
+    """
+    bound = np.abs(weight.astype(np.int64)).sum(axis=axes).reshape(-1) * 255
+    if bias is not None:
+        bound = bound + np.abs(bias.astype(np.int64))
+    return np.float32 if bound.max() < 2**24 else np.float64
+
+
+def _weighted(graph, node, inputs, kernel, axes, accumulate):
+    """Returns codes of a convolution or dense layer whose products `accumulate` sums.
+
+    Args:
+      axes: of the weights, to sum over for the bound on one output channel's accumulator.
+      accumulate: (centred input, weight in the same dtype) -> (..., channels) sums.
+    """
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    weight = inputs[1]
+    bias = inputs[2] if len(inputs) > 2 else None
+    dtype = _accumulator_dtype(weight, axes, bias)
+    accumulator = accumulate(_centred(inputs[0], source, dtype), weight.astype(dtype))
+    if bias is not None:
+        accumulator += bias.astype(dtype)
+    if kernel != "xnnpack":
+        accumulator = accumulator.astype(np.int64)
+    return _requantize(
+        accumulator,
+        _weighted_scale_double(graph, node),
+        node,
+        output,
+        kernel,
+        _weighted_scale_fp32(graph, node),
+    )
+
+
+def _conv_2d(graph, node, inputs, kernel):
+    """CONV_2D: sum over a window of (x - zero_point) * w, plus bias; exact in both flavours."""
+    return _weighted(
+        graph, node, inputs, kernel, (1, 2, 3), functools.partial(_conv_sums, node)
+    )
+
+
+def _conv_sums(node, image, weight):
+    """Returns sums (batch, rows, columns, out) as matrix products over blocks of patches."""
+    strides, dilations = node.attributes["strides"], node.attributes["dilations"]
+    out, height, width, channels = weight.shape
+    if image.shape[3] != channels:
+        raise ValueError(
+            f"node {node.name!r}: the input has {image.shape[3]} channels, the weights {channels}"
+        )
+    span = (1 + (height - 1) * dilations[0], 1 + (width - 1) * dilations[1])
+    image = _pad_image(image, _padding(node, image.shape, span))
+    size = _output_size(image, span, strides)
+    matrix = weight.reshape(out, -1).T
+    if (height, width) == (1, 1):
+        patches = _tap(image, 0, 0, strides, size)
+        return (patches.reshape(-1, channels) @ matrix).reshape(*patches.shape[:3], out)
+    sums = np.empty((image.shape[0], *size, out), image.dtype)
+    image_bytes = size[0] * size[1] * matrix.shape[0] * image.itemsize
+    block = max(1, IM2COL_BYTES // image_bytes)
+    for start in range(0, len(image), block):
+        part = image[start : start + block]
+        taps = [
+            _tap(part, i * dilations[0], j * dilations[1], strides, size)
+            for i in range(height)
+            for j in range(width)
+        ]
+        patches = np.stack(taps, axis=3).reshape(-1, matrix.shape[0])
+        sums[start : start + block] = (patches @ matrix).reshape(-1, *size, out)
+    return sums
+
+
+def _depthwise_conv_2d(graph, node, inputs, kernel):
+    """DEPTHWISE_CONV_2D: output channel c * depth_multiplier + m reads input channel c; exact."""
+    return _weighted(
+        graph, node, inputs, kernel, (0, 1, 2), functools.partial(_depthwise_sums, node)
+    )
+
+
+def _depthwise_sums(node, image, weight):
+    """Returns sums (batch, rows, columns, channels * depth_multiplier), one image at a time.
+
+    One image's sums stay in cache while the taps are added; the whole batch's would not.
+    """
+    strides, dilations = node.attributes["strides"], node.attributes["dilations"]
+    depth_multiplier = node.attributes["depth_multiplier"]
+    _, height, width, channels = weight.shape
+    if image.shape[3] * depth_multiplier != channels:
+        raise ValueError(
+            f"node {node.name!r}: {image.shape[3]} input channels * depth_multiplier "
+            f"{depth_multiplier} must be the weights' {channels} channels"
+        )
+    if depth_multiplier > 1:
+        image = np.repeat(image, depth_multiplier, axis=3)
+    span = (1 + (height - 1) * dilations[0], 1 + (width - 1) * dilations[1])
+    image = _pad_image(image, _padding(node, image.shape, span))
+    size = _output_size(image, span, strides)
+    sums = np.zeros((image.shape[0], *size, channels), image.dtype)
+    product = np.empty((1, *size, channels), image.dtype)
+    for n in range(len(image)):
+        for i in range(height):
+            for j in range(width):
+                tap = _tap(image[n : n + 1], i * dilations[0], j * dilations[1], strides, size)
+                np.multiply(tap, weight[0, i, j], out=product)
+                sums[n : n + 1] += product
+    return sums
+
+
+def _fully_connected(graph, node, inputs, kernel):
+    """FULLY_CONNECTED: x (batch, in) times w (out, in) transposed, plus bias; exact."""
+    rows = inputs[0].reshape(-1, inputs[1].shape[1])
+    flat = _weighted(
+        graph, node, [rows, *inputs[1:]], kernel, (1,), lambda x, weight: x @ weight.T
+    )
+    if node.attributes.get("keep_num_dims"):
+        return flat.reshape(*inputs[0].shape[:-1], -1)
+    return flat
+
+
+# --- elementwise --------------------------------------------------------------------------------
+
+
+def _add(graph, node, inputs, kernel):
+    """ADD: a + b on two scales; exact in both flavours."""
+    return _add_or_subtract(graph, node, inputs, kernel, sign=1)
+
+
+def _subtract(graph, node, inputs, kernel):
+    """SUB: a - b on two scales; exact in both flavours."""
+    return _add_or_subtract(graph, node, inputs, kernel, sign=-1)
+
+
+def _add_or_subtract(graph, node, inputs, kernel, sign):
+    first, second, output = _names(graph, node, *node.inputs, node.outputs[0])
+    a, b = _centred(inputs[0], first), _centred(inputs[1], second)
+    if kernel == "xnnpack":
+        # The larger multiplier has 21 bits, so that 2 * 255 * 2^21 still fits int32.
+        ratios = np.array([first.scale / output.scale, second.scale / output.scale])
+        shift = 21 - int(np.frexp(ratios.max())[1])
+        multipliers = np.rint(np.ldexp(ratios.astype(np.float64), shift)).astype(np.int64)
+        total = a * multipliers[0] + sign * b * multipliers[1] + (1 << (shift - 1))
+        return _finish(total >> shift, node, output, kernel)
+    # 2^20 keeps 8-bit codes within int32 and loses nothing; twice the larger scale makes both
+    # multipliers at most 1/2.
+    twice_larger = 2.0 * max(float(first.scale), float(second.scale))
+    scaled = [
+        fixed_point.multiply_by_quantized_multiplier(
+            codes << 20, *fixed_point.quantize_multiplier(float(tensor.scale) / twice_larger)
+        )
+        for codes, tensor in ((a, first), (b, second))
+    ]
+    real = twice_larger / (2.0**20 * float(output.scale))
+    total = fixed_point.multiply_by_quantized_multiplier(
+        scaled[0] + sign * scaled[1], *fixed_point.quantize_multiplier(real)
+    )
+    return _finish(total, node, output, kernel)
+
+
+def _multiply(graph, node, inputs, kernel):
+    """MUL: a * b * scale_a * scale_b / scale_output; exact in both flavours."""
+    first, second, output = _names(graph, node, *node.inputs, node.outputs[0])
+    product = _centred(inputs[0], first) * _centred(inputs[1], second)
+    scale = _product_scale(graph, node)
+    return _requantize(product, scale, node, output, kernel, scale)
+
+
+def _relu(graph, node, inputs, kernel):
+    """RELU and RELU6: requantizes, then clamps; always a built-in kernel; exact."""
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    ratio = source.scale / output.scale
+    return _requantize(_centred(inputs[0], source), ratio, node, output, kernel, ratio)
+
+
+def _quantize(graph, node, inputs, kernel):
+    """QUANTIZE: float32 to codes, or codes to codes on another scale; exact in both flavours.
+
+    From float32, XNNPACK multiplies by float32(1 / scale) where the built-in kernel divides.
+    """
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    if source.dtype == "float32":
+        if kernel == "xnnpack":
+            centred = np.rint(inputs[0] * (np.float32(1) / output.scale))
+        else:
+            centred = _round_half_away(inputs[0] / output.scale)
+        return _finish(centred, node, output, kernel)
+    codes = _centred(inputs[0], source)
+    if kernel == "xnnpack":
+        multiplier = int(np.rint(np.float32(256) * (source.scale / output.scale)))
+        return _finish((codes * multiplier + 128) >> 8, node, output, kernel)
+    ratio = float(source.scale) / float(output.scale)
+    return _requantize(codes, ratio, node, output, kernel, None)
+
+
+def _dequantize(graph, node, inputs, kernel):
+    """DEQUANTIZE: scale * (code - zero_point) in float32; the same in all kernels."""
+    source = graph.tensors[node.inputs[0]]
+    return _centred(inputs[0], source, np.float32) * source.scale
+
+
+# --- pooling and reduction ----------------------------------------------------------------------
+
+
+def _pool_taps(node, image, value):
+    """Returns the padded image's taps of a pooling window, each (batch, rows, columns, channels)."""
+    window, strides = node.attributes["filter"], node.attributes["strides"]
+    image = _pad_image(image, _padding(node, image.shape, window), value)
+    size = _output_size(image, window, strides)
+    for i in range(window[0]):
+        for j in range(window[1]):
+            yield _tap(image, i, j, strides, size)
+
+
+def _average_pool_2d(graph, node, inputs, kernel):
+    """AVERAGE_POOL_2D: code sum / n, ties away from zero; n counts only codes inside the image."""
+    output = graph.tensors[node.outputs[0]]
+    inside = np.ones((1, *inputs[0].shape[1:3], 1), np.int64)
+    total = sum(tap for tap in _pool_taps(node, inputs[0].astype(np.int64), 0))
+    count = sum(tap for tap in _pool_taps(node, inside, 0))
+    mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
+    low, high = _clamp_range(node, output, kernel)
+    return np.clip(mean, low, high).astype(output.dtype)
+
+
+def _max_pool_2d(graph, node, inputs, kernel):
+    """MAX_POOL_2D: the largest code of the window; the same in all kernels."""
+    output = graph.tensors[node.outputs[0]]
+    largest = functools.reduce(
+        np.maximum, _pool_taps(node, inputs[0], np.iinfo(inputs[0].dtype).min)
+    )
+    low, high = _clamp_range(node, output, kernel)
+    return np.clip(largest, low, high)
+
+
+def _mean(graph, node, inputs, kernel):
+    """MEAN over the constant axes: sum of (code - zero_point) times scale ratio / n; exact.
+
+    The reference kernel folds 1/n into the fixed-point multiplier with a truncating division, so
+    that its means are rounded from a value up to 2^-30 too small.
+    """
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    axes = tuple(sorted({int(axis) % inputs[0].ndim for axis in np.ravel(inputs[1])}))
+    count = int(np.prod([inputs[0].shape[axis] for axis in axes]))
+    keep_dims = bool(node.attributes["keep_dims"])
+    total = inputs[0].sum(axis=axes, keepdims=keep_dims, dtype=np.int64)
+    total -= count * source.zero_point
+    if kernel == "xnnpack":
+        scale = source.scale / output.scale * (np.float32(1) / np.float32(count))
+        return _finish(fixed_point.requantize_fp32(total, scale), node, output, kernel)
+    multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) / float(output.scale))
+    extra = min(count.bit_length() - 1, 32, 31 + int(shift))
+    multiplier = np.int64((int(multiplier) << extra) // count)
+    centred = fixed_point.multiply_by_quantized_multiplier(total, multiplier, int(shift) - extra)
+    return _finish(centred, node, output, kernel)
+
+
+# --- moving codes -------------------------------------------------------------------------------
+
+
+def _concatenation(graph, node, inputs, kernel):
+    """CONCATENATION: joins codes that share one scale; the same in all kernels."""
+    differing = _differing_map(graph, node)
+    if differing:
+        raise ValueError(
+            f"node {node.name!r}: {differing!r} has another scale or zero point than the output; "
+            "CONCATENATION joins codes as they are"
+        )
+    return np.concatenate(inputs, axis=node.attributes["axis"])
+
+
+def _reshape(graph, node, inputs, kernel):
+    """RESHAPE to (batch, ...): the rest of the shape is the output tensor's."""
+    shape = graph.tensors[node.outputs[0]].shape
+    batch = graph.tensors[node.inputs[0]].shape[0]
+    return inputs[0].reshape(len(inputs[0]) * shape[0] // batch, *shape[1:])
+
+
+def _pad(graph, node, inputs, kernel):
+    """PAD with the code of real 0, the zero point; the same in all kernels."""
+    zero_point = graph.tensors[node.outputs[0]].zero_point
+    return np.pad(inputs[0], np.asarray(inputs[1]), constant_values=zero_point)
+
+
+# --- softmax ------------------------------------------------------------------------------------
+
+
+def _softmax(graph, node, inputs, kernel):
+    """SOFTMAX over the last axis, to output scale 1/256 and zero point -128; int8."""
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    beta = np.float32(node.attributes["beta"])
+    below = inputs[0].astype(np.int64)
+    below -= below.max(axis=-1, keepdims=True)
+    if kernel == "reference":
+        centred = _softmax_fixed_point(below, float(beta) * float(source.scale))
+    else:
+        centred = _softmax_table(below, source.scale * beta, output.scale)
+    return _finish(centred, node, output, kernel)
+
+
+def _softmax_table(below, scale, output_scale):
+    """Returns codes above the zero point, from a float32 table of 256 exponentials (built-in).
+
+    The sum is accumulated in float32 in the order of the elements, as the kernel does on x86; on
+    64-bit ARM the kernel uses 16-bit tables instead and can differ by 1.
+
+    Args:
+      below: code - largest code, int64, in [-255, 0].
+      scale: real value of one input code, times beta.
+    """
+    steps = np.arange(256, dtype=np.float32) * -scale
+    table = np.exp(steps.astype(np.float64)).astype(np.float32)
+    exponentials = table[-below]
+    total = np.add.accumulate(exponentials, axis=-1)[..., -1:]
+    return _round_half_away(exponentials * (np.float32(1) / (total * output_scale)))
+
+
+def _softmax_fixed_point(below, scale):
+    """Returns codes above the zero point, by fixed-point arithmetic alone (reference).
+
+    Args:
+      below: code - largest code, int64, in [-255, 0].
+      scale: real value of one input code, times beta.
+    """
+    multiplier, shift = fixed_point.quantize_multiplier(min(scale * 2.0**26, 2.0**31 - 1))
+    lowest = -int(np.floor(31 * 2.0 ** (26 - int(shift))))
+    counted = below >= lowest  # further down the exponential is below 2^-44, and not evaluated
+    scaled = fixed_point.multiply_by_quantized_multiplier(
+        np.where(counted, below, 0), multiplier, shift
+    )
+    exponentials = np.where(counted, _exp_on_negative_values(scaled), 0)
+    total = fixed_point.rounding_divide_by_pot(exponentials, 12).sum(axis=-1, keepdims=True)
+    reciprocal, unit_bits = _reciprocal(total)
+    product = fixed_point.saturating_rounding_doubling_high_mul(reciprocal, exponentials)
+    return fixed_point.rounding_divide_by_pot(product, unit_bits + 31 - 8)
+
+
+def _exp_on_negative_values(a):
+    """Returns exp(a) with 31 fractional bits for a <= 0 with 26 fractional bits, int64.
+
+    exp(a) = exp(r) * product of exp(-2^k) over the bits of the multiple of 1/4 taken off a, with
+    r in [-1/4, 0) by a polynomial around -1/8 (gemmlowp, fixedpoint.h).
+    """
+    quarter = 1 << 24
+    remainder = (a & (quarter - 1)) - quarter
+    result = _exp_on_last_quarter(remainder << 5)
+    taken_off = remainder - a
+    for exponent in range(-2, 5):
+        factor = int(np.floor(np.exp(-(2.0**exponent)) * 2.0**31 + 0.5))
+        lowered = fixed_point.saturating_rounding_doubling_high_mul(result, np.int64(factor))
+        result = np.where(taken_off & (1 << (26 + exponent)), lowered, result)
+    return np.where(a == 0, fixed_point.INT32_MAX, result)
+
+
+def _exp_on_last_quarter(a):
+    """Returns exp(a) for a in [-1/4, 0), both with 31 fractional bits, int64."""
+    multiply = fixed_point.saturating_rounding_doubling_high_mul
+    constant = np.int64(np.floor(np.exp(-0.125) * 2.0**31 + 0.5))
+    third = np.int64(715827883)  # 1/3
+    x = a + (1 << 28)
+    x2 = multiply(x, x)
+    x3 = multiply(x2, x)
+    x4 = multiply(x2, x2)
+    fourth_over_4 = fixed_point.rounding_divide_by_pot(x4, 2)
+    tail = fixed_point.rounding_divide_by_pot(multiply(fourth_over_4 + x3, third) + x2, 1)
+    return constant + multiply(constant, x + tail)
+
+
+def _reciprocal(total):
+    """Returns (1 / normalized total with 31 fractional bits, bits of the normalization), int64.
+
+    Three Newton steps on 1 / (1 + x), x = 2^-unit_bits * total - 1 in [0, 1) (gemmlowp).
+
+    Args:
+      total: positive, with 19 fractional bits.
+    """
+    headroom = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)
+    unit_bits = 12 - headroom
+    half_minus = (total << headroom) - (1 << 31)
+    half_denominator = (half_minus + fixed_point.INT32_MAX + 1) >> 1
+    multiply = fixed_point.saturating_rounding_doubling_high_mul
+    x = 1515870810 + multiply(half_denominator, np.int64(-1010580540))  # 48/17 - 32/17 * d
+    for _ in range(3):
+        step = (1 << 29) - multiply(half_denominator, x)
+        x = x + (multiply(x, step) << 2)
+    return np.minimum(x << 1, fixed_point.INT32_MAX), unit_bits
+
+
+_KERNELS = {
+    "ADD": _add,
+    "AVERAGE_POOL_2D": _average_pool_2d,
+    "CONCATENATION": _concatenation,
+    "CONV_2D": _conv_2d,
+    "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
+    "DEQUANTIZE": _dequantize,
+    "FULLY_CONNECTED": _fully_connected,
+    "MAX_POOL_2D": _max_pool_2d,
+    "MEAN": _mean,
+    "MUL": _multiply,
+    "PAD": _pad,
+    "QUANTIZE": _quantize,
+    "RELU": _relu,
+    "RELU6": _relu,
+    "RESHAPE": _reshape,
+    "SOFTMAX": _softmax,
+    "SUB": _subtract,
+}

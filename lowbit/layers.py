@@ -1,0 +1,274 @@
+"""Convolution, depthwise convolution and dense with quantized weights and batch norm folded in.
+
+With quantizers off each layer equals its float twin followed by BatchNormalization.
+
+    factor = gamma / sqrt(moving_variance + epsilon)             long-term statistics
+    y = conv(x, Q(kernel * factor)) + beta + (bias - moving_mean) * factor          whitepaper eq. 28-31
+
+is what inference computes, and training after the freeze.  Before it, batch statistics act on the
+output while the weights keep the long-term factor, so that they do not jitter from batch to batch
+(whitepaper section 3.2.2).  One convolution serves both:
+
+    z = conv(x, Q(kernel * factor))                              eq. 24
+    mean_B, variance_B = moments(z) / factor, / factor^2         statistics of the unscaled output
+    y = gamma * (z / factor - mean_B) / sqrt(variance_B + epsilon) + beta       eq. 25-27
+
+The paper takes the statistics from a second convolution with float weights; these come from the
+quantized ones (docs/numerics.md).  A channel whose factor is too small to divide by (gamma zero or
+nearly) is convolved with its float kernel scaled by 1 / sqrt(moving_variance + epsilon), and its
+output multiplied by gamma afterwards: its statistics stay right and gamma can grow again.
+"""
+
+import contextlib
+
+import keras
+from keras import ops
+
+from lowbit import affine, fakequant, quantizers
+
+
+# |gamma| below which a channel's statistics cannot be read off its quantized output: with 8-bit
+# per-tensor weights such a channel rounds to zero as soon as gamma is 1/127 of the largest.
+GAMMA_FLOOR = 1e-3
+
+
+class _QuantizedWeights:
+    """What the three layers share; goes before a Keras layer that has `kernel` and `bias`.
+
+    Args (beyond the Keras layer's own):
+      weight_spec: how the folded kernel is quantized; None: float.  Its axis None is one scale for
+        the tensor, otherwise one for each output channel.
+      batch_norm: None, or {"epsilon", "momentum"} of the folded batch normalization.
+      batch_norm_frozen: True uses the moving statistics in training too, and leaves them be.
+      weights_enabled: False computes with float weights.
+    """
+
+    def __init__(
+        self,
+        *args,
+        weight_spec=None,
+        batch_norm=None,
+        batch_norm_frozen=False,
+        weights_enabled=True,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        if self.activation is not keras.activations.linear:
+            raise ValueError(
+                f"{self.name}: the activation belongs to the quantizer that follows the layer"
+            )
+        self.weight_spec = quantizers.spec_from_config(weight_spec)
+        self.batch_norm = batch_norm
+        self.batch_norm_frozen = batch_norm_frozen
+        self.weights_enabled = weights_enabled
+        self.input_scale = None  # a function, set by QuantizedModel: not a sublayer of this layer
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if self.batch_norm is None:
+            return
+        channels = (self.output_channels(),)
+        self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros")
+        self.moving_mean = self.add_weight(
+            name="moving_mean", shape=channels, initializer="zeros", trainable=False
+        )
+        self.moving_variance = self.add_weight(
+            name="moving_variance", shape=channels, initializer="ones", trainable=False
+        )
+
+    def output_channels(self) -> int:
+        return self.kernel.shape[-1]
+
+    def scale_channels(self, kernel, factor):
+        """Returns the kernel with output channel c multiplied by factor[c]."""
+        return kernel * factor
+
+    def kernel_scale(self, kernel, bias=None):
+        """Returns float32 (scale, zero_point) for a folded kernel: scalars, or (channels,).
+
+        From the kernel's smallest and largest value; where the input's scale and a bias are given,
+        at least so large that the bias fits its int32 grid (`affine.minimum_weight_scale`).
+        """
+        flat = ops.reshape(ops.stop_gradient(kernel), (-1, self.output_channels()))
+        axis = None if self.weight_spec.axis is None else 0
+        low, high = ops.min(flat, axis=axis), ops.max(flat, axis=axis)
+        scale, zero_point = fakequant.scale_and_zero_point(low, high, self.weight_spec)
+        input_scale = None if bias is None or self.input_scale is None else self.input_scale()
+        if input_scale is not None and self.weight_spec.symmetric:
+            limit = ops.stop_gradient(input_scale) * float(affine.BIAS_LIMIT)
+            floor = fakequant.round_scale(ops.abs(ops.stop_gradient(bias)) / limit)
+            scale = ops.maximum(scale, floor if axis == 0 else ops.max(floor))
+        return scale, zero_point
+
+    def quantize_kernel(self, kernel, bias=None):
+        """Returns the folded kernel quantized and back; `bias` as for `kernel_scale`."""
+        if self.weight_spec is None or not self.weights_enabled:
+            return kernel
+        scale, zero_point = self.kernel_scale(kernel, bias)
+        flat = ops.reshape(kernel, (-1, self.output_channels()))
+        quantized = fakequant.fake_quantize_weights(flat, scale, zero_point, self.weight_spec)
+        return ops.reshape(quantized, kernel.shape)
+
+    def quantize_bias(self, bias, kernel):
+        """Returns the bias on its int32 grid, scale s_in * s_w; its gradient passes straight through.
+
+        Without it 0.2% of a convolution's codes would differ from the kernel's by one, with it
+        0.01%.  Needs `input_scale`, which a QuantizedModel provides.
+        """
+        input_scale = None if self.input_scale is None else self.input_scale()
+        if input_scale is None or self.weight_spec is None or not self.weights_enabled:
+            return bias
+        weight_scale, _ = self.kernel_scale(kernel, bias)
+        scale = ops.stop_gradient(input_scale) * weight_scale
+        return bias + ops.stop_gradient(ops.round(bias / scale) * scale - bias)
+
+    def folded(self):
+        """Returns the float kernel and bias (channels,) with batch norm's moving statistics in."""
+        bias = self.bias if self.use_bias else ops.zeros((self.output_channels(),))
+        if self.batch_norm is None:
+            return ops.convert_to_tensor(self.kernel), ops.convert_to_tensor(bias)
+        factor = self.gamma / ops.sqrt(self.moving_variance + self.batch_norm["epsilon"])
+        kernel = self.scale_channels(self.kernel, factor)
+        return kernel, self.beta + (bias - self.moving_mean) * factor
+
+    def call(self, x, training=None):
+        if training and self.batch_norm is not None and not self.batch_norm_frozen:
+            return self._call_with_batch_statistics(x)
+        kernel, bias = self.folded()
+        y = self.linear(x, self.quantize_kernel(kernel, bias))
+        if not self.use_bias and self.batch_norm is None:
+            return y
+        return y + self.quantize_bias(bias, kernel)
+
+    def _call_with_batch_statistics(self, x):
+        epsilon, momentum = self.batch_norm["epsilon"], self.batch_norm["momentum"]
+        deviation = ops.sqrt(self.moving_variance + epsilon)
+        alive = ops.abs(self.gamma) >= GAMMA_FLOOR
+        # stop_gradient: gamma's gradient comes through the output below; through the weights it
+        # would cancel, since the batch statistics undo any factor.
+        factor = ops.stop_gradient(ops.where(alive, self.gamma, 1.0) / deviation)
+        scaled = self.scale_channels(self.kernel, factor)
+        # The range is that of the weights as inference folds them, dead channels near zero.
+        inference_scaled = self.scale_channels(self.kernel, ops.stop_gradient(self.gamma) / deviation)
+        quantized = self.quantize_kernel(inference_scaled)
+        alive_kernel = self.scale_channels(ops.ones_like(self.kernel), ops.cast(alive, "float32"))
+        z = self.linear(x, ops.where(alive_kernel > 0, quantized, scaled))
+
+        axes = tuple(range(len(z.shape) - 1))
+        z_mean, z_variance = ops.moments(z, axes=axes)
+        mean, variance = z_mean / factor, z_variance / ops.square(factor)
+        bias = self.bias if self.use_bias else 0.0
+        self._average(self.moving_mean, mean + bias, momentum)
+        self._average(self.moving_variance, variance, momentum)
+        multiplier = self.gamma / (factor * ops.sqrt(variance + epsilon))
+        return z * multiplier + (self.beta - z_mean * multiplier)
+
+    @staticmethod
+    def _average(variable, value, momentum):
+        variable.assign(variable * momentum + ops.stop_gradient(value) * (1.0 - momentum))
+
+    def save_own_variables(self, store):
+        # Keras' convolutions save kernel and bias alone.
+        for variable in self.variables:
+            store[variable.name] = variable
+
+    def load_own_variables(self, store):
+        for variable in self.variables:
+            variable.assign(store[variable.name])
+
+    def get_config(self):
+        return super().get_config() | {
+            "weight_spec": quantizers.spec_config(self.weight_spec),
+            "batch_norm": self.batch_norm,
+            "batch_norm_frozen": self.batch_norm_frozen,
+            "weights_enabled": self.weights_enabled,
+        }
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedConv2D(_QuantizedWeights, keras.layers.Conv2D):
+    """Conv2D over x (n, h, w, in) with kernel (h, w, in / groups, out); see the top of this file."""
+
+    def linear(self, x, kernel):
+        return self.convolution_op(x, kernel)
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedDepthwiseConv2D(_QuantizedWeights, keras.layers.DepthwiseConv2D):
+    """DepthwiseConv2D over x (n, h, w, in) with kernel (h, w, in, multiplier); see the top."""
+
+    def output_channels(self) -> int:
+        return self.kernel.shape[-2] * self.kernel.shape[-1]
+
+    def scale_channels(self, kernel, factor):
+        return kernel * ops.reshape(factor, kernel.shape[-2:])
+
+    def linear(self, x, kernel):
+        return ops.depthwise_conv(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedDense(_QuantizedWeights, keras.layers.Dense):
+    """Dense over x (..., in) with kernel (in, out); see the top of this file."""
+
+    def linear(self, x, kernel):
+        return ops.matmul(x, kernel)
+
+
+WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedDense)
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedModel(keras.Model):
+    """A functional model whose weighted layers know the scale of their input.
+
+    A layer that is called on inputs of different scale has none: its bias stays in float.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in weighted_layers(self):
+            before = {
+                quantizers.quantizer_before(node.arguments.keras_tensors[0])
+                for node in layer._inbound_nodes
+            }
+            if len(before) == 1:
+                layer.input_scale = _scale_function(before.pop())
+
+
+def _scale_function(quantizer):
+    # A closure, because Keras would take an attribute that is a layer for a sublayer.
+    def input_scale():
+        if quantizer is None or quantizer.spec is None or not quantizer.enabled:
+            return None
+        return fakequant.scale_and_zero_point(*quantizer.range(), quantizer.spec)[0]
+
+    return input_scale
+
+
+def weighted_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the model's quantized layers with weights, each once, in the order of the model."""
+    return [layer for layer in model.layers if isinstance(layer, WEIGHTED)]
+
+
+@contextlib.contextmanager
+def in_float(model: keras.Model):
+    """Within it the model computes in float: weights and activations are not quantized."""
+    switches = [(layer, "enabled") for layer in quantizers.activation_quantizers(model)]
+    switches += [(layer, "weights_enabled") for layer in weighted_layers(model)]
+    before = [getattr(layer, switch) for layer, switch in switches]
+    try:
+        for layer, switch in switches:
+            setattr(layer, switch, False)
+        yield model
+    finally:
+        for (layer, switch), value in zip(switches, before, strict=True):
+            setattr(layer, switch, value)

@@ -1,0 +1,701 @@
+"""Placement: a float functional model becomes the same model with quantizers where kernels need them.
+
+The rewrites, in order; each is one function from operations to operations:
+
+  read               Keras layers to operations; `activation=`, SeparableConv2D and Dropout resolved
+  merge_rescaling    Rescaling and Normalization into the weights behind them, where the borders
+                     stay exact; elsewhere they become a 1x1 depthwise convolution
+  fold_batch_norms   into the convolution before it; alone it becomes a 1x1 depthwise convolution
+  merge_padding      ZeroPadding2D into a VALID convolution, where SAME gives the same numbers
+  fuse_activations   ReLU and ReLU6 into the quantizer of the operation before
+  build              a Keras model again: each operation that computes new values (convolution, add,
+                     mean, softmax, the input) is followed by an ActivationQuantizer
+
+Operations that only move or select values (concatenation, pooling, padding, reshape) must keep
+their input's scale: TFLite's kernels require it.  All values so tied share one quantizer.
+"""
+
+import collections
+import dataclasses
+
+import keras
+import numpy as np
+
+from lowbit import functional, layers, quantizers
+from lowbit import spec as spec_lib
+from lowbit.functional import UnsupportedModelError
+
+# Computes new values, so that a quantizer follows / hands on its input's values and its scale.
+SOURCES = ("conv", "depthwise", "dense", "add", "mean", "softmax")
+TIED = ("average_pool", "max_pool", "concatenate", "pad", "reshape", "activation")
+FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add")
+
+_QUANTIZED_LAYER = {
+    "conv": layers.QuantizedConv2D,
+    "depthwise": layers.QuantizedDepthwiseConv2D,
+    "dense": layers.QuantizedDense,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of the network, between the float layer and the quantized one."""
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    layer: keras.layers.Layer | None  # whose configuration and weights it takes
+    weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    batch_norm: dict | None = None  # epsilon and momentum, once folded
+    batch_norm_layer: keras.layers.Layer | None = None
+    activation: str | None = None  # fused; of kind "activation": the function itself
+    label: str = ""  # name of the tensor that results
+    config: dict = dataclasses.field(default_factory=dict)  # changes to the layer's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model between two rewrites."""
+
+    trace: functional.Trace
+    operations: tuple[Operation, ...]
+    outputs: tuple[int, ...]
+
+    def consumers(self) -> collections.Counter:
+        """Returns how often each value is used, as a model output included."""
+        used = [value for operation in self.operations for value in operation.inputs]
+        return collections.Counter([*used, *self.outputs])
+
+    def producers(self) -> dict[int, Operation]:
+        return {operation.output: operation for operation in self.operations}
+
+
+def place(
+    model: keras.Model, scheme: spec_lib.Scheme, range_mode: str = "frozen", decay: float = 0.99
+) -> keras.Model:
+    """Returns `model` with batch norms folded and quantizers placed; ranges are not set yet.
+
+    Args:
+      model: functional or Sequential, float32, channels last, every size but the batch's fixed.
+      scheme: what weights and activations get.
+      range_mode: of the activation quantizers, one of quantizers.RANGE_MODES.
+      decay: of their moving averages, for one batch.
+
+    Returns:
+      A new functional model of layers that `.keras` files can hold; the weights are copies.
+
+    Raises:
+      UnsupportedModelError: names the layer, what it follows, and what to do.
+    """
+    network = read(model)
+    for rewrite in (merge_rescaling, fold_batch_norms, merge_padding, fuse_activations):
+        network = rewrite(network)
+    return build(network, scheme, range_mode, decay)
+
+
+# --- read ---------------------------------------------------------------------------------------
+
+
+def read(model: keras.Model) -> Network:
+    """Returns the model's operations, with values that a dropped layer hands on replaced."""
+    trace = functional.trace(model)
+    fresh = iter(range(10**9, 2 * 10**9))  # numbers for values that no layer of the model made
+    handed_on: dict[int, int] = {}
+    operations: list[Operation] = []
+    for call in trace.calls:
+        inputs = tuple(handed_on.get(value, value) for value in call.inputs)
+        read_one = READERS.get(type(call.layer))
+        if read_one is None:
+            raise _unknown_layer(call, trace)
+        _check_supported(call, trace)
+        made = read_one(call, inputs, fresh)
+        if not made:
+            handed_on[call.output] = inputs[0]
+        operations.extend(made)
+    outputs = tuple(handed_on.get(value, value) for value in trace.outputs)
+    return Network(trace, tuple(operations), outputs)
+
+
+def _unknown_layer(call, trace):
+    by_output = {other.output: other.name for other in trace.calls}
+    before = ", ".join(by_output.get(value, "the model's input") for value in call.inputs)
+    known = ", ".join(sorted(layer.__name__ for layer in READERS))
+    return UnsupportedModelError(
+        f"layer {call.name} ({type(call.layer).__name__}, after {before}) has no quantized form; "
+        f"replace it by layers of these kinds, or take it out of the model: {known}"
+    )
+
+
+def _check_supported(call, trace):
+    layer = call.layer
+    if getattr(layer, "data_format", "channels_last") not in ("channels_last", None):
+        raise UnsupportedModelError(
+            f"layer {call.name} has data_format {layer.data_format!r}; TFLite kernels need "
+            "'channels_last'"
+        )
+    if any(size is None for size in trace.shapes[call.output][1:]):
+        raise UnsupportedModelError(
+            f"layer {call.name} has output shape {trace.shapes[call.output]}; every size but the "
+            "batch's must be known: give the model's Input a shape"
+        )
+    for weight in layer.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise UnsupportedModelError(f"layer {call.name}: its {weight.name} holds NaN or infinity")
+
+
+def _activation_name(function, layer_name) -> str | None:
+    names = {
+        keras.activations.linear: None,
+        keras.activations.relu: "relu",
+        keras.activations.relu6: "relu6",
+        keras.activations.softmax: "softmax",
+    }
+    if function not in names:
+        name = getattr(function, "__name__", function)
+        raise UnsupportedModelError(
+            f"layer {layer_name} has activation {name!r}; allowed are linear, relu, relu6, softmax"
+        )
+    return names[function]
+
+
+def _activation_operation(activation, name, value, output, layer, label):
+    if activation == "softmax":
+        return Operation("softmax", name, (value,), output, layer, label=label)
+    return Operation(
+        "activation", name, (value,), output, layer, activation=activation, label=label
+    )
+
+
+def _with_activation(operation, layer, output, fresh):
+    """Returns the operation, and after it the function of its `activation=` argument."""
+    activation = _activation_name(layer.activation, operation.name)
+    if activation is None:
+        return [operation]
+    value = next(fresh)
+    name = f"{operation.name}_{activation}"
+    return [
+        dataclasses.replace(operation, output=value),
+        # The tensor is the layer's own output, and bears its name.
+        _activation_operation(activation, name, value, output, layer, operation.name),
+    ]
+
+
+def _read_weighted(kind, kernel="kernel"):
+    def read_layer(call, inputs, fresh):
+        layer = call.layer
+        weights = {"kernel": keras.ops.convert_to_numpy(getattr(layer, kernel))}
+        if layer.use_bias:
+            weights["bias"] = keras.ops.convert_to_numpy(layer.bias)
+        operation = Operation(
+            kind, call.name, inputs, call.output, layer, weights, label=call.name
+        )
+        return _with_activation(operation, layer, call.output, fresh)
+
+    return read_layer
+
+
+def _read_separable(call, inputs, fresh):
+    layer, middle = call.layer, next(fresh)
+    geometry = {key: getattr(layer, key) for key in ("strides", "padding", "dilation_rate")}
+    name = f"{call.name}_depthwise"
+    depthwise = Operation(
+        "depthwise",
+        name,
+        inputs,
+        middle,
+        layer,
+        {"kernel": keras.ops.convert_to_numpy(layer.depthwise_kernel)},
+        label=name,
+        config=geometry
+        | {"kernel_size": layer.kernel_size, "depth_multiplier": layer.depth_multiplier},
+    )
+    weights = {"kernel": keras.ops.convert_to_numpy(layer.pointwise_kernel)}
+    if layer.use_bias:
+        weights["bias"] = keras.ops.convert_to_numpy(layer.bias)
+    pointwise = Operation(
+        "conv",
+        call.name,
+        (middle,),
+        call.output,
+        layer,
+        weights,
+        label=call.name,
+        config={"filters": layer.filters, "kernel_size": (1, 1)},
+    )
+    return [depthwise, *_with_activation(pointwise, layer, call.output, fresh)]
+
+
+def _read_batch_norm(call, inputs, fresh):
+    layer = call.layer
+    count = layer.moving_mean.shape[0]
+    weights = {
+        "gamma": layer.gamma if layer.scale else np.ones(count, np.float32),
+        "beta": layer.beta if layer.center else np.zeros(count, np.float32),
+        "moving_mean": layer.moving_mean,
+        "moving_variance": layer.moving_variance,
+    }
+    weights = {key: keras.ops.convert_to_numpy(value) for key, value in weights.items()}
+    return [
+        Operation("batch_norm", call.name, inputs, call.output, layer, weights, label=call.name)
+    ]
+
+
+def _read_relu(call, inputs, fresh):
+    layer = call.layer
+    limits = (layer.negative_slope, layer.threshold)
+    maximum = None if layer.max_value is None else float(layer.max_value)
+    if any(limits) or maximum not in (None, 6.0):
+        raise UnsupportedModelError(
+            f"layer {call.name} is ReLU(max_value={layer.max_value}, negative_slope={limits[0]}, "
+            f"threshold={limits[1]}); allowed are max_value None or 6 without slope and threshold"
+        )
+    activation = "relu" if maximum is None else "relu6"
+    return [
+        _activation_operation(activation, call.name, inputs[0], call.output, layer, call.name)
+    ]
+
+
+def _read_activation(call, inputs, fresh):
+    activation = _activation_name(call.layer.activation, call.name)
+    if activation is None:
+        return []
+    return [
+        _activation_operation(activation, call.name, inputs[0], call.output, call.layer, call.name)
+    ]
+
+
+def _read_softmax(call, inputs, fresh):
+    if call.layer.axis not in (-1, len(call.layer.output.shape) - 1):
+        raise UnsupportedModelError(
+            f"layer {call.name} is a Softmax over axis {call.layer.axis}; only the last is allowed"
+        )
+    return [_activation_operation("softmax", call.name, inputs[0], call.output, call.layer, call.name)]
+
+
+def _read_kept(kind):
+    """Returns a reader for a layer that stays as it is."""
+
+    def read_layer(call, inputs, fresh):
+        return [Operation(kind, call.name, inputs, call.output, call.layer, label=call.name)]
+
+    return read_layer
+
+
+def _dropped(call, inputs, fresh):
+    return []
+
+
+_L = keras.layers
+READERS = {
+    _L.Conv2D: _read_weighted("conv"),
+    _L.DepthwiseConv2D: _read_weighted("depthwise"),
+    _L.SeparableConv2D: _read_separable,
+    _L.Dense: _read_weighted("dense"),
+    _L.BatchNormalization: _read_batch_norm,
+    _L.ReLU: _read_relu,
+    _L.Activation: _read_activation,
+    _L.Softmax: _read_softmax,
+    _L.Add: _read_kept("add"),
+    _L.Concatenate: _read_kept("concatenate"),
+    _L.ZeroPadding2D: _read_kept("pad"),
+    _L.AveragePooling2D: _read_kept("average_pool"),
+    _L.MaxPooling2D: _read_kept("max_pool"),
+    _L.GlobalAveragePooling2D: _read_kept("mean"),
+    _L.Flatten: _read_kept("reshape"),
+    _L.Reshape: _read_kept("reshape"),
+    _L.Rescaling: _read_kept("rescale"),
+    _L.Normalization: _read_kept("rescale"),
+    _L.Dropout: _dropped,
+    _L.SpatialDropout2D: _dropped,
+    _L.GaussianNoise: _dropped,
+    _L.GaussianDropout: _dropped,
+    _L.ActivityRegularization: _dropped,
+}
+
+
+# --- rewrites -----------------------------------------------------------------------------------
+
+
+def merge_rescaling(network: Network) -> Network:
+    """Merges y = scale * x + offset into the weighted operation that reads it.
+
+    kernel' = kernel * scale,  bias' = bias + sum of kernel * offset
+
+    With an offset and zero padding the borders would differ: padded with x = 0 instead of y = 0.
+    There, and where other operations read y, it becomes a 1x1 depthwise convolution of its own.
+    """
+    consumers = network.consumers()
+    readers = {value: other for other in network.operations for value in other.inputs}
+    replaced: dict[str, Operation | None] = {}
+    for operation in network.operations:
+        if operation.kind != "rescale":
+            continue
+        operation = replaced.get(operation.name, operation)
+        channels = network.trace.shapes[operation.output][-1]
+        scale, offset = _scale_and_offset(operation.layer, channels)
+        reader = readers.get(operation.output)
+        padded = reader is not None and _setting(reader, "padding") == "same"
+        if (
+            reader is not None
+            and consumers[operation.output] == 1
+            and reader.kind in _QUANTIZED_LAYER
+            and not (offset.any() and padded)
+        ):
+            reader = replaced.get(reader.name, reader)
+            replaced[operation.name] = None
+            replaced[reader.name] = _scaled_reader(reader, scale, offset, operation.inputs)
+        else:
+            replaced[operation.name] = _rescaling_as_depthwise(
+                network, operation, scale, offset
+            )
+    operations = (replaced.get(operation.name, operation) for operation in network.operations)
+    return dataclasses.replace(
+        network, operations=tuple(operation for operation in operations if operation is not None)
+    )
+
+
+def _scale_and_offset(layer, channels):
+    """Returns float32 (channels,) scale and offset of a Rescaling or Normalization layer."""
+    if isinstance(layer, keras.layers.Rescaling):
+        scale, offset = layer.scale, layer.offset
+    elif layer.invert:
+        scale = np.maximum(np.sqrt(layer.variance), keras.config.epsilon())
+        offset = layer.mean
+    else:
+        scale = 1 / np.maximum(np.sqrt(layer.variance), keras.config.epsilon())
+        offset = -np.asarray(layer.mean) * scale
+    flat = (np.asarray(value, np.float32).reshape(-1) for value in (scale, offset))
+    return tuple(np.broadcast_to(value, (channels,)) for value in flat)
+
+
+def _scaled_reader(reader, scale, offset, inputs):
+    kernel = reader.weights["kernel"]
+    shape = (-1, 1)  # every kernel has its input channels on axis -2
+    weights = reader.weights | {"kernel": kernel * scale.reshape(shape)}
+    if offset.any():
+        added = kernel * offset.reshape(shape)
+        if reader.kind == "depthwise":
+            added = added.sum(axis=(0, 1)).reshape(-1)
+        else:
+            added = added.reshape(-1, kernel.shape[-1]).sum(axis=0)
+        weights["bias"] = weights.get("bias", 0) + added
+    return dataclasses.replace(reader, inputs=inputs, weights=weights)
+
+
+def _rescaling_as_depthwise(network, operation, scale, offset):
+    shape = network.trace.shapes[operation.output]
+    if len(shape) != 4:
+        raise UnsupportedModelError(
+            f"layer {operation.name} ({type(operation.layer).__name__}) on a {len(shape)}-D tensor "
+            "must be read by one Dense layer alone"
+        )
+    return dataclasses.replace(
+        operation,
+        kind="depthwise",
+        weights={"kernel": scale.reshape(1, 1, -1, 1).copy(), "bias": offset.copy()},
+        config=_POINTWISE_DEPTHWISE,
+    )
+
+
+_POINTWISE_DEPTHWISE = {
+    "kernel_size": (1, 1),
+    "strides": (1, 1),
+    "padding": "valid",
+    "dilation_rate": (1, 1),
+    "depth_multiplier": 1,
+    "trainable": False,  # it stands for a fixed per-channel map, as the float model's layer did
+}
+
+
+def fold_batch_norms(network: Network) -> Network:
+    """Folds each batch norm into the weighted operation before it, or makes it a 1x1 depthwise."""
+    consumers, producers = network.consumers(), network.producers()
+    folded: dict[int, Operation] = {}  # by the weighted operation's old output
+    operations = []
+    for operation in network.operations:
+        if operation.kind != "batch_norm":
+            operations.append(operation)
+            continue
+        before = producers.get(operation.inputs[0])
+        settings = {
+            "epsilon": float(operation.layer.epsilon),
+            "momentum": float(operation.layer.momentum),
+        }
+        fits = before is not None and before.kind in _QUANTIZED_LAYER
+        if fits and consumers[before.output] == 1 and before.output not in folded:
+            merged = dataclasses.replace(
+                before,
+                output=operation.output,
+                weights=before.weights | operation.weights,
+                batch_norm=settings,
+                batch_norm_layer=operation.layer,
+                label=operation.name if before.label != before.name else before.label,
+            )
+            folded[before.output] = merged
+            operations[operations.index(before)] = merged
+        else:
+            operations.append(_batch_norm_as_depthwise(network, operation, settings))
+    return dataclasses.replace(network, operations=tuple(operations))
+
+
+def _batch_norm_as_depthwise(network, operation, settings):
+    shape = network.trace.shapes[operation.output]
+    axis = operation.layer.axis
+    if len(shape) != 4 or axis not in (-1, 3):
+        raise UnsupportedModelError(
+            f"layer {operation.name} is a BatchNormalization over axis {axis} of a {len(shape)}-D "
+            "tensor that follows no convolution or dense layer; put it right behind one, so that "
+            "it can be folded"
+        )
+    return dataclasses.replace(
+        operation,
+        kind="depthwise",
+        weights=operation.weights | {"kernel": np.ones((1, 1, shape[-1], 1), np.float32)},
+        batch_norm=settings,
+        batch_norm_layer=operation.layer,
+        config={key: value for key, value in _POINTWISE_DEPTHWISE.items() if key != "trainable"},
+    )
+
+
+def merge_padding(network: Network) -> Network:
+    """Merges a ZeroPadding2D into a VALID convolution where padding SAME gives the same numbers."""
+    consumers, producers = network.consumers(), network.producers()
+    merged_away, operations = set(), []
+    for operation in network.operations:
+        pad = producers.get(operation.inputs[0])
+        if (
+            operation.kind in ("conv", "depthwise")
+            and pad is not None
+            and pad.kind == "pad"
+            and consumers[pad.output] == 1
+            and _setting(operation, "padding") == "valid"
+            and _same_padding(operation, network.trace.shapes[pad.inputs[0]][1:3])
+            == tuple(tuple(pair) for pair in pad.layer.padding)
+        ):
+            merged_away.add(pad.name)
+            operation = dataclasses.replace(
+                operation, inputs=pad.inputs, config=operation.config | {"padding": "same"}
+            )
+        operations.append(operation)
+    kept = tuple(operation for operation in operations if operation.name not in merged_away)
+    return dataclasses.replace(network, operations=kept)
+
+
+def _setting(operation, key):
+    return operation.config.get(key, getattr(operation.layer, key, None))
+
+
+def _same_padding(operation, sizes):
+    """Returns ((top, bottom), (left, right)) that SAME adds: TensorFlow's rule."""
+    padding = []
+    for size, kernel, stride, dilation in zip(
+        sizes,
+        _setting(operation, "kernel_size"),
+        _setting(operation, "strides"),
+        _setting(operation, "dilation_rate"),
+        strict=True,
+    ):
+        reach = (kernel - 1) * dilation + 1
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        padding.append((total // 2, total - total // 2))
+    return tuple(padding)
+
+
+def fuse_activations(network: Network) -> Network:
+    """Moves ReLU and ReLU6 into the operation before them, where nothing else reads its output."""
+    consumers, producers = network.consumers(), network.producers()
+    operations = []
+    for operation in network.operations:
+        before = producers.get(operation.inputs[0])
+        if (
+            operation.kind == "activation"
+            and before is not None
+            and before.kind in FUSES_ACTIVATION
+            and before.activation is None
+            and consumers[before.output] == 1
+        ):
+            fused = dataclasses.replace(
+                before,
+                output=operation.output,
+                activation=operation.activation,
+                label=operation.label,
+            )
+            operations[operations.index(before)] = fused
+        else:
+            operations.append(operation)
+    return dataclasses.replace(network, operations=tuple(operations))
+
+
+# --- build --------------------------------------------------------------------------------------
+
+
+def build(
+    network: Network, scheme: spec_lib.Scheme, range_mode: str, decay: float
+) -> keras.Model:
+    """Returns the Keras model of the operations, a quantizer after each that computes new values."""
+    trace = network.trace
+    groups = _tied_groups(network)
+    slots = {value: (group, slot) for group in groups for slot, value in enumerate(group.sources)}
+    built_quantizers = {
+        id(group): _build_quantizer(group, scheme, range_mode, decay) for group in groups
+    }
+    of_value = {value: group for group in groups for value in group.values}
+    built_layers: dict[tuple, keras.layers.Layer] = {}
+    tensors: dict[int, keras.KerasTensor] = {}
+
+    def quantize(value, tensor, activation, label):
+        group, slot = slots[value]
+        keywords = {"slot": slot, "label": label}
+        if activation is not None:
+            keywords["activation"] = activation
+        return built_quantizers[id(group)](tensor, **keywords)
+
+    inputs = []
+    for value in trace.inputs:
+        name = f"input_{len(inputs)}" if len(trace.inputs) > 1 else "input"
+        tensor = keras.Input(trace.shapes[value][1:], dtype="float32", name=name)
+        inputs.append(tensor)
+        tensors[value] = quantize(value, tensor, None, name)
+
+    for operation in network.operations:
+        arguments = [tensors[value] for value in operation.inputs]
+        layer = _build_layer(operation, scheme, built_layers)
+        tensor = layer(arguments if operation.kind in ("add", "concatenate") else arguments[0])
+        if operation.kind in SOURCES:
+            tensor = quantize(operation.output, tensor, operation.activation, operation.label)
+        elif operation.kind == "average_pool":  # its kernel rounds to its input's codes
+            tied = built_quantizers[id(of_value[operation.output])]
+            tensor = tied(tensor, slot=None, label=operation.label)
+        tensors[operation.output] = tensor
+    outputs = [tensors[value] for value in network.outputs]
+    return layers.QuantizedModel(
+        inputs if len(inputs) > 1 else inputs[0],
+        outputs if len(outputs) > 1 else outputs[0],
+        name=trace.name,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Values on one scale; `sources` are those that compute new numbers."""
+
+    name: str
+    values: tuple[int, ...]
+    sources: tuple[int, ...]
+    softmax: bool
+
+
+def _tied_groups(network) -> list[_Group]:
+    parent: dict[int, int] = {}
+
+    def find(value):
+        parent.setdefault(value, value)
+        while parent[value] != value:
+            value = parent[value]
+        return value
+
+    names = {value: "input" for value in network.trace.inputs}
+    kinds = {value: "input" for value in network.trace.inputs}
+    for operation in network.operations:
+        names[operation.output] = operation.label
+        kinds[operation.output] = operation.kind
+        if operation.kind in TIED:
+            for value in operation.inputs:
+                parent[find(value)] = find(operation.output)
+    members: dict[int, list[int]] = {}
+    for value in names:
+        members.setdefault(find(value), []).append(value)
+    groups = []
+    for values in members.values():
+        sources = tuple(value for value in values if kinds[value] in (*SOURCES, "input"))
+        softmax = [names[value] for value in sources if kinds[value] == "softmax"]
+        if softmax and len(sources) > len(softmax):
+            others = [names[value] for value in sources if kinds[value] != "softmax"]
+            raise UnsupportedModelError(
+                f"softmax {softmax[0]} and {others[0]} are joined by a concatenation, but a softmax "
+                "has the fixed scale 1/256; return them as two outputs"
+            )
+        name = names[sources[0]] if len(sources) == 1 else names[values[-1]]
+        groups.append(_Group(name, tuple(values), sources, bool(softmax)))
+    return groups
+
+
+def _build_quantizer(group, scheme, range_mode, decay):
+    spec = scheme.activations
+    initial_range = (0.0, 0.0)
+    if group.softmax:
+        # TFLite fixes it: scale 1/256 and zero point -128 at 8 bits, 1/32768 and 0 at 16.
+        range_mode = "fixed"
+        if spec is not None:
+            levels = 2 ** (spec.bits - spec.symmetric)
+            initial_range = (0.0, (levels - 1) / levels)
+    return quantizers.ActivationQuantizer(
+        spec=quantizers.spec_config(spec),
+        slots=len(group.sources),
+        mode=range_mode,
+        decay=decay,
+        initial_range=initial_range,
+        name=f"{group.name}_quantizer",
+    )
+
+
+def _build_layer(operation, scheme, built):
+    if operation.kind not in _QUANTIZED_LAYER:
+        if operation.kind == "activation":
+            maximum = 6.0 if operation.activation == "relu6" else None
+            return keras.layers.ReLU(maximum, name=operation.name)
+        if operation.kind == "softmax":
+            return keras.layers.Softmax(name=operation.name)
+        config = operation.layer.get_config() | {"name": operation.name}
+        return type(operation.layer).from_config(config)
+    key = (id(operation.layer), operation.kind)
+    if key in built:
+        layer, batch_norm_layer = built[key]
+        if batch_norm_layer is not operation.batch_norm_layer:
+            raise UnsupportedModelError(
+                f"layer {operation.layer.name} is called twice, followed by different batch norms "
+                f"({operation.name}); give each call a layer of its own"
+            )
+        return layer
+    layer = _build_weighted(operation, scheme)
+    built[key] = (layer, operation.batch_norm_layer)
+    return layer
+
+
+def _build_weighted(operation, scheme):
+    per_channel = scheme.dense_per_channel if operation.kind == "dense" else scheme.per_channel
+    spec = scheme.weights
+    if spec is not None and per_channel:
+        spec = dataclasses.replace(spec, axis=-1)
+    config = {
+        "name": operation.name,
+        "trainable": operation.config.get("trainable", True),
+        "use_bias": "bias" in operation.weights,
+        "weight_spec": quantizers.spec_config(spec),
+        "batch_norm": operation.batch_norm,
+    }
+    wanted = {
+        "conv": ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups"),
+        "depthwise": ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier"),
+        "dense": ("units",),
+    }[operation.kind]
+    separable = isinstance(operation.layer, keras.layers.SeparableConv2D)
+    for key in wanted:
+        if key in operation.config:
+            config[key] = operation.config[key]
+        elif not separable:  # the pointwise half keeps the defaults: strides 1, no dilation
+            config[key] = getattr(operation.layer, key)
+    if config.get("groups", 1) != 1:
+        raise UnsupportedModelError(
+            f"layer {operation.name} is a Conv2D with groups={config['groups']}; 1 is allowed"
+        )
+    layer = _QUANTIZED_LAYER[operation.kind](**config)
+    kernel = operation.weights["kernel"]
+    # Built from the kernel alone: 1 pixel for each tap is enough for any padding.
+    spatial = kernel.shape[:2] if operation.kind != "dense" else ()
+    reach = tuple((size - 1) * 32 + 1 for size in spatial)
+    layer.build((None, *reach, kernel.shape[2] if spatial else kernel.shape[0]))
+    for key, value in operation.weights.items():
+        getattr(layer, key).assign(value)
+    return layer

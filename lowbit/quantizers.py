@@ -1,0 +1,163 @@
+"""The activation quantizer: a Keras layer that holds one range, and the functions in `fakequant`.
+
+Tensors that a TFLite kernel wants on one scale (concatenation, pooling) share one quantizer: the
+same layer is called once for each of them.  Each call that observes values has a slot of its own,
+and the range is the union of the slots.
+"""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from lowbit import affine, fakequant
+from lowbit import spec as spec_lib
+
+# fixed: given by the kernel (softmax).  frozen: as calibrated.  moving: average of the batches'
+# smallest and largest value.  trainable: moved by the gradient.
+RANGE_MODES = ("fixed", "frozen", "moving", "trainable")
+
+
+def spec_config(spec: spec_lib.QuantSpec | None) -> dict | None:
+    """Returns a spec as a dict that `.keras` files can hold."""
+    return None if spec is None else dataclasses.asdict(spec)
+
+
+def spec_from_config(config: dict | spec_lib.QuantSpec | None) -> spec_lib.QuantSpec | None:
+    """Returns the spec of `spec_config`'s dict."""
+    return spec_lib.QuantSpec(**config) if isinstance(config, dict) else config
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class ActivationQuantizer(keras.layers.Layer):
+    """y = fake_quantize(activation(x)) with one range for the whole tensor.
+
+    Forward and gradient: `fakequant`.  In mode "moving" a training call also updates its slot,
+
+        r <- decay * r + (1 - decay) * (smallest or largest value of activation(x) in the batch)
+
+    Args:
+      spec: what the codes are; None leaves the activation in float.
+      slots: number of calls that observe values.
+      mode: one of RANGE_MODES.
+      decay: of the moving average, a batch.
+      initial_range: (minimum, maximum) before calibration; the range itself in mode "fixed".
+      enabled: False passes float values through (calibration; the delay before activations are
+        quantized in training).
+
+    `minimum` and `maximum` are float32 (slots,).
+    """
+
+    def __init__(
+        self,
+        spec=None,
+        slots=1,
+        mode="frozen",
+        decay=0.99,
+        initial_range=(0.0, 0.0),
+        enabled=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if mode not in RANGE_MODES:
+            raise ValueError(f"{self.name}: range mode {mode!r} is not one of {RANGE_MODES}")
+        self.spec = spec_from_config(spec)
+        self.slots = slots
+        self.mode = mode
+        self.decay = decay
+        self.initial_range = tuple(initial_range)
+        self.enabled = enabled
+
+    def build(self, input_shape=None):
+        low, high = (keras.initializers.Constant(bound) for bound in self.initial_range)
+        self.minimum = self.add_weight(name="minimum", shape=(self.slots,), initializer=low)
+        self.maximum = self.add_weight(name="maximum", shape=(self.slots,), initializer=high)
+        self.set_mode(self.mode)
+        self.built = True
+
+    def set_mode(self, mode: str) -> None:
+        """Changes how the range moves; a fixed range stays fixed."""
+        if mode not in RANGE_MODES:
+            raise ValueError(f"{self.name}: range mode {mode!r} is not one of {RANGE_MODES}")
+        self.mode = mode if self.mode != "fixed" else "fixed"
+        self.minimum.trainable = self.maximum.trainable = self.mode == "trainable"
+
+    def range(self):
+        """Returns the union of the slots: float32 scalars (minimum, maximum)."""
+        return ops.min(self.minimum), ops.max(self.maximum)
+
+    def scale_and_zero_point(self):
+        """Returns NumPy (scale float32, zero_point int64) of the present range."""
+        low, high = (ops.convert_to_numpy(bound) for bound in self.range())
+        return affine.scale_and_zero_point(low, high, self.spec)
+
+    def call(self, x, slot=0, activation=None, label=None, training=None):
+        """Returns float32 of x's shape.
+
+        Args:
+          x: float32, any shape.
+          slot: which slot observes this call; None: the values were quantized by this range
+            before (average pooling) and only need rounding.
+          activation: None, "relu" or "relu6".
+          label: the tensor's name in the integer graph; it does not change the result.
+        """
+        if not self.enabled or self.spec is None:
+            return fakequant.apply_activation(x, activation)
+        if training and self.mode == "moving" and slot is not None:
+            self._observe(x, slot, activation)
+        return fakequant.fake_quantize(
+            x,
+            *self.range(),
+            self.spec,
+            activation,
+            trainable_range=self.mode == "trainable",
+            compiled=bool(training),
+        )
+
+    def _observe(self, x, slot, activation):
+        # The activation functions are monotone: two numbers need them, not the whole tensor.
+        low = fakequant.apply_activation(ops.min(ops.stop_gradient(x)), activation)
+        high = fakequant.apply_activation(ops.max(ops.stop_gradient(x)), activation)
+        here = ops.one_hot(slot, self.slots) * (1 - self.decay)
+        self.minimum.assign(self.minimum + here * (low - self.minimum))
+        self.maximum.assign(self.maximum + here * (high - self.maximum))
+
+    def compute_output_shape(self, input_shape, **kwargs):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {
+            "spec": spec_config(self.spec),
+            "slots": self.slots,
+            "mode": self.mode,
+            "decay": self.decay,
+            "initial_range": list(self.initial_range),
+            "enabled": self.enabled,
+        }
+
+
+def activation_quantizers(model: keras.Model) -> list[ActivationQuantizer]:
+    """Returns the model's activation quantizers, each once, in the order of the model."""
+    return [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
+
+
+def quantizer_before(tensor: keras.KerasTensor) -> ActivationQuantizer | None:
+    """Returns the quantizer whose scale a tensor has."""
+    while True:
+        operation, node_index, _ = tensor._keras_history
+        if isinstance(operation, ActivationQuantizer):
+            return operation
+        inputs = operation._inbound_nodes[node_index].arguments.keras_tensors
+        if not inputs:
+            return None
+        tensor = inputs[0]
+
+
+def quantizer_after(tensor: keras.KerasTensor) -> ActivationQuantizer | None:
+    """Returns the quantizer that reads a weighted layer's output."""
+    operation = tensor._keras_history.operation
+    for node in operation._outbound_nodes:
+        reads = any(other is tensor for other in node.arguments.keras_tensors)
+        if reads and isinstance(node.operation, ActivationQuantizer):
+            return node.operation
+    return None

@@ -1,0 +1,150 @@
+"""Runs a model over images: in Keras, in the LiteRT interpreter, or in the simulator.
+
+Each function takes a stream of float32 batches and yields their outputs, real numbers float32
+(n, classes), one batch behind another; no more than a few batches are held.  The integer runtimes
+get the same input codes, from `affine.quantize_input`.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import keras
+import numpy as np
+
+from lowbit import affine, integer_graph, kernels, tflite_file
+
+KERNELS = ("xnnpack", "reference")
+
+
+def run_keras(model: keras.Model, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields the outputs of a Keras model with one output."""
+    size = None
+    for batch in batches:
+        size = size or len(batch)
+        # A last batch that is smaller would be traced anew: it is filled up instead.
+        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        filled = np.pad(batch, padding) if len(batch) < size else batch
+        yield _matrix(np.asarray(model.predict_on_batch(filled))[: len(batch)])
+
+
+def run_litert(
+    content: bytes, batches: Iterable[np.ndarray], kernels: str = "xnnpack", threads: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yields the dequantized outputs of a `.tflite` file; one interpreter for each core.
+
+    Args:
+      content: the file.
+      kernels: "xnnpack": the default interpreter; "reference": BUILTIN_REF.
+      threads: interpreters side by side, each on one core; None: all cores.
+    """
+    threads = threads or os.cpu_count() or 1
+    pool: list = [interpreter(content, kernels) for _ in range(threads)]
+
+    def run_batch(batch):
+        runner = pool.pop()
+        try:
+            details = runner.get_input_details()[0]
+            codes = input_codes(batch, details["dtype"], *details["quantization"])
+            return np.concatenate([invoke(runner, row[None]) for row in codes])
+        finally:
+            pool.append(runner)
+
+    output = pool[0].get_output_details()[0]
+    for codes in _in_order(run_batch, batches, threads):
+        yield _matrix(_real(codes, *output["quantization"]))
+
+
+def interpreter(content: bytes, kernels: str = "xnnpack", threads: int = 1, **options):
+    """Returns an interpreter with tensors allocated; raises ValueError where it refuses the file."""
+    from ai_edge_litert import interpreter as litert
+
+    resolver = {
+        "xnnpack": litert.OpResolverType.AUTO,
+        "reference": litert.OpResolverType.BUILTIN_REF,
+        "builtin": litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    }
+    if kernels not in resolver:
+        raise ValueError(f"kernels {kernels!r} is not one of {', '.join(resolver)}")
+    try:
+        runner = litert.Interpreter(
+            model_content=content,
+            num_threads=threads,
+            experimental_op_resolver_type=resolver[kernels],
+            **options,
+        )
+        runner.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"LiteRT refuses the model ({kernels} kernels): {error}") from error
+    return runner
+
+
+def invoke(runner, codes: np.ndarray) -> np.ndarray:
+    """Returns the output codes for input codes of batch size 1."""
+    runner.set_tensor(runner.get_input_details()[0]["index"], codes)
+    runner.invoke()
+    return runner.get_tensor(runner.get_output_details()[0]["index"])
+
+
+def run_simulator(
+    graph: integer_graph.IntegerGraph, batches: Iterable[np.ndarray], kernels_name: str = "xnnpack"
+) -> Iterator[np.ndarray]:
+    """Yields the dequantized outputs of the NumPy simulator, kernels "xnnpack" or "reference"."""
+    output = graph.tensors[graph.outputs[0]]
+    scale = (float(output.scale), output.zero_point) if output.quantization else (0.0, 0)
+
+    def run_batch(batch):
+        return simulate(graph, batch, kernels_name)
+
+    for codes in _in_order(run_batch, batches, os.cpu_count() or 1):
+        yield _matrix(_real(codes, *scale))
+
+
+def simulate(graph: integer_graph.IntegerGraph, batch: np.ndarray, kernels_name: str) -> np.ndarray:
+    """Returns the first output's codes for float32 images (n, h, w, c)."""
+    (name,) = graph.inputs
+    tensor = graph.tensors[name]
+    quantization = (tensor.scale, tensor.zero_point) if tensor.quantization else (0.0, 0)
+    codes = input_codes(batch, np.dtype(tensor.dtype), *quantization)
+    return kernels.run(graph, {name: codes}, kernels_name)[graph.outputs[0]]
+
+
+def input_codes(batch: np.ndarray, dtype, scale: float, zero_point: int) -> np.ndarray:
+    """Returns what a model input of this dtype takes: codes, or float32 as it is."""
+    if np.dtype(dtype) == np.float32:
+        return batch.astype(np.float32)
+    return affine.quantize_input(batch, scale, zero_point, np.dtype(dtype).name)
+
+
+def _real(codes, scale, zero_point):
+    if codes.dtype == np.float32:
+        return codes
+    return affine.dequantize(codes, np.float32(scale), np.int64(zero_point))
+
+
+def _matrix(outputs):
+    return outputs.reshape(len(outputs), -1)
+
+
+def _in_order(run_batch: Callable, batches: Iterable, threads: int) -> Iterator:
+    """Yields run_batch(batch) in order, `threads` of them at a time."""
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        waiting: collections.deque = collections.deque()
+        for batch in batches:
+            waiting.append(executor.submit(run_batch, batch))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def is_tflite(path: str) -> bool:
+    """Returns whether --model names a `.tflite` file."""
+    return path.endswith(".tflite")
+
+
+def load_graph(path: str) -> tuple[integer_graph.IntegerGraph, dict]:
+    """Returns a `.tflite` file's graph and manifest."""
+    content = tflite_file.load_bytes(path)
+    return tflite_file.read(content, path), tflite_file.read_manifest(content)

@@ -1,0 +1,98 @@
+"""What is quantized, and how: the frozen specifications that every other file takes.
+
+Reading a scheme's name: `w8a8` is 8-bit weights and 8-bit activations, `w8` weights only, `a8`
+activations only.  Unless a suffix says otherwise, weights are symmetric, narrow range, one scale per
+output channel; activations asymmetric, one scale per tensor (the int8 specification of TFLite, and
+the schemes "symmetric per-channel" and "asymmetric per-layer" of Krishnamoorthi's Table 3).
+`dynamic` has 8-bit weights in the file and float activations that the kernel quantizes itself.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor becomes integer codes.
+
+    Codes of a `bits`-wide quantizer (n = 2**bits); `affine.integer_bounds` is this table:
+
+    | signed | narrow_range | lowest code | highest code |
+    |--------|--------------|-------------|--------------|
+    | yes    | no           | -n/2        | n/2 - 1      |
+    | yes    | yes          | -(n/2 - 1)  | n/2 - 1      |
+    | no     | no           | 0           | n - 1        |
+    | no     | yes          | 0           | n - 2        |
+    """
+
+    bits: int = 8  # 2 to 16
+    symmetric: bool = False  # zero_point is 0
+    narrow_range: bool = False  # drops one code: whitepaper eq. 10 and 11
+    signed: bool = True
+    axis: int | None = None  # the axis that has a scale for each index; None: one scale in all
+
+    def __post_init__(self):
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"bits is {self.bits}; allowed are 2 to 16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """What a model's weights and activations get; None leaves them in float."""
+
+    name: str
+    weights: QuantSpec | None
+    activations: QuantSpec | None
+    per_channel: bool = True  # convolution weights: a scale for each output channel
+    dense_per_channel: bool = True  # the same for Dense; the MLIR converter can only do False
+
+
+def _weights(bits: int, symmetric: bool = True) -> QuantSpec:
+    # Narrow range: TFLite's int8 weights lie in [-127, 127], so that two products fit in int16.
+    return QuantSpec(bits, symmetric=symmetric, narrow_range=symmetric)
+
+
+def _activations(bits: int) -> QuantSpec:
+    # TFLite's int16 activations must have zero_point 0.
+    return QuantSpec(bits, symmetric=bits == 16, narrow_range=bits == 16)
+
+
+def _scheme(name: str, weight_bits: int | None, activation_bits: int | None, **options) -> Scheme:
+    symmetric = options.pop("symmetric", True)
+    return Scheme(
+        name,
+        weights=None if weight_bits is None else _weights(weight_bits, symmetric),
+        activations=None if activation_bits is None else _activations(activation_bits),
+        **options,
+    )
+
+
+_PER_TENSOR = {"per_channel": False, "dense_per_channel": False}
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        _scheme("w8a8", 8, 8),
+        _scheme("w8a8_dense_per_tensor", 8, 8, dense_per_channel=False),
+        _scheme("w8a8_per_tensor", 8, 8, **_PER_TENSOR),
+        _scheme("w8a8_asymmetric", 8, 8, symmetric=False),
+        _scheme("w8a8_per_tensor_asymmetric", 8, 8, symmetric=False, **_PER_TENSOR),
+        _scheme("w4a8", 4, 8),
+        _scheme("w4a8_per_tensor_asymmetric", 4, 8, symmetric=False, **_PER_TENSOR),
+        _scheme("w2a8", 2, 8),
+        _scheme("w8a4", 8, 4),
+        _scheme("w4a4", 4, 4),
+        _scheme("w8a16", 8, 16),
+        _scheme("w8", 8, None),
+        _scheme("w8_asymmetric", 8, None, symmetric=False),
+        _scheme("w8_per_tensor_asymmetric", 8, None, symmetric=False, **_PER_TENSOR),
+        _scheme("a8", None, 8),
+        _scheme("dynamic", 8, None),
+    )
+}
+
+
+def scheme(name: str) -> Scheme:
+    """Returns the named scheme; raises ValueError with the allowed names otherwise."""
+    if name not in SCHEMES:
+        raise ValueError(f"scheme {name!r} is unknown; allowed are {', '.join(SCHEMES)}")
+    return SCHEMES[name]
