@@ -95,10 +95,11 @@ def round_scale(scale: np.ndarray) -> np.ndarray:
 
     (code - zero_point) * scale is then exact in float32 for 8-bit codes, so the bounds of a range
     say its scale exactly: every tool that is given bounds finds the same scale to the last bit.
-    The rounding is Veltkamp's: c = 257 * scale, scale' = c - (c - scale).
+    Computed on the bits (round half up on the 8 that go), because a compiler that contracts
+    multiply and add would change any rounding that is written in floating point.
     """
-    c = np.asarray(scale, np.float32) * np.float32(257)
-    return c - (c - scale)
+    bits = np.ascontiguousarray(scale, np.float32).view(np.int32)
+    return ((bits + 128) & -256).view(np.float32).reshape(np.shape(scale))
 
 
 def along_axis(values: np.ndarray, axis: int | None, rank: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Calibration: runs the float network on images, streaming, and sets each quantizer's range."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
 import keras
@@ -34,6 +35,25 @@ def calibrate(
     Raises:
       ValueError: where there is no image, or an activation is not finite: names the quantizer.
     """
+    observed, images = observe(model, batches, estimator, progress)
+    for quantizer, bounds in observed.items():
+        quantizer.minimum.assign(bounds[:, 0])
+        quantizer.maximum.assign(bounds[:, 1])
+    _stretch_symmetric_inputs(model)
+    widen_for_kernels(model)
+    return images
+
+
+def observe(
+    model: keras.Model,
+    batches: Iterable[np.ndarray],
+    estimator=ranges.ESTIMATORS["minmax"],
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[dict[quantizers.ActivationQuantizer, np.ndarray], int]:
+    """Returns each quantizer's observed ranges, float32 (slots, 2), and the number of images.
+
+    Arguments and errors as `calibrate`; the model stays as it is.
+    """
     points = observed_points(model)
     if not points:
         raise ValueError(f"model {model.name} has no activation quantizer to calibrate")
@@ -41,34 +61,42 @@ def calibrate(
     states = [estimator.init() for _ in points]
     with layers.in_float(model):
         outputs = [tensor for _, _, tensor in points]
-        if not needs_values:
-            outputs = [_smallest_and_largest(tensor) for tensor in outputs]
         # A new model: what it traces is the float network, and goes with it.
-        observer = keras.Model(model.inputs, outputs)
+        observer = keras.Model(
+            model.inputs, outputs if needs_values else _Extremes(name="extremes")(outputs)
+        )
         images = 0
         for batch in batches:
             values = observer.predict_on_batch(batch)
+            values = values if needs_values else np.moveaxis(values, 1, 0)
+            values = values if isinstance(values, list | np.ndarray) else [values]
             for index, (quantizer, _, _) in enumerate(points):
-                value = values if len(points) == 1 and not isinstance(values, list) else values[index]
-                try:
-                    states[index] = estimator.update(states[index], np.asarray(value))
-                except ValueError as error:
-                    raise ValueError(f"{quantizer.name}: {error}") from error
+                with _named(quantizer):
+                    states[index] = estimator.update(states[index], values[index])
             images += len(batch)
             progress(images)
-    minimum = {quantizer: np.zeros(quantizer.slots, np.float32) for quantizer, _, _ in points}
-    maximum = {quantizer: np.zeros(quantizer.slots, np.float32) for quantizer, _, _ in points}
+    observed = {quantizer: np.zeros((quantizer.slots, 2), np.float32) for quantizer, _, _ in points}
     for (quantizer, slot, _), state in zip(points, states, strict=True):
-        try:
-            minimum[quantizer][slot], maximum[quantizer][slot] = estimator.result(state)
-        except ValueError as error:
-            raise ValueError(f"{quantizer.name}: {error}") from error
-    for quantizer in minimum:
-        quantizer.minimum.assign(minimum[quantizer])
-        quantizer.maximum.assign(maximum[quantizer])
-    _stretch_symmetric_inputs(model)
-    widen_for_kernels(model)
-    return images
+        with _named(quantizer):
+            observed[quantizer][slot] = estimator.result(state)
+    return observed, images
+
+
+@contextlib.contextmanager
+def _named(quantizer):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{quantizer.name}: {error}") from error
+
+
+class _Extremes(keras.layers.Layer):
+    """(n, points, 2): each image's smallest and largest value, all that two estimators need."""
+
+    def call(self, tensors):
+        flat = [ops.reshape(tensor, (-1, int(np.prod(tensor.shape[1:])))) for tensor in tensors]
+        pairs = [ops.stack([ops.min(x, axis=1), ops.max(x, axis=1)], axis=1) for x in flat]
+        return ops.stack(pairs, axis=1)
 
 
 def observed_points(
@@ -84,12 +112,6 @@ def observed_points(
             if slot is not None:
                 points.append((quantizer, slot, node.outputs[0]))
     return points
-
-
-def _smallest_and_largest(tensor):
-    """Returns (n, 2): each image's smallest and largest value, all that two estimators need."""
-    flat = ops.reshape(tensor, (-1, int(np.prod(tensor.shape[1:]))))
-    return ops.stack([ops.min(flat, axis=1), ops.max(flat, axis=1)], axis=1)
 
 
 def _stretch_symmetric_inputs(model):

@@ -48,8 +48,8 @@ def scale_and_zero_point(minimum, maximum, spec: spec_lib.QuantSpec):
 
 def round_scale(scale):
     """Returns scale rounded to 16 significant bits: `affine.round_scale`."""
-    c = scale * 257.0
-    return c - (c - scale)
+    bits = ops.view(ops.convert_to_tensor(scale, "float32"), "int32")
+    return ops.view(ops.bitwise_and(bits + 128, -256), "float32")
 
 
 def activation_codes(activation: str | None, scale, zero_point, spec: spec_lib.QuantSpec):
@@ -59,7 +59,8 @@ def activation_codes(activation: str | None, scale, zero_point, spec: spec_lib.Q
     if activation in ("relu", "relu6"):
         code_low = ops.maximum(code_low, zero_point)
     if activation == "relu6":
-        code_high = ops.minimum(code_high, zero_point + ops.round(6.0 / scale))
+        # As XNNPACK clamps: the sum is rounded, which differs where 6 / scale ends in .5.
+        code_high = ops.minimum(code_high, ops.round(6.0 / scale + zero_point))
     return code_low, code_high
 
 

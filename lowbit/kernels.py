@@ -1,4 +1,4 @@
-"""The integer graph run in NumPy: the codes that a TFLite interpreter computes, operation by operation.
+"""The integer graph run in NumPy, giving the codes that a TFLite interpreter computes.
 
 Two flavours, because "bit exact" needs a backend's name:
 
@@ -6,23 +6,30 @@ Two flavours, because "bit exact" needs a backend's name:
   xnnpack     the default interpreter: XNNPACK where its delegate takes the node, else the optimized
               built-in kernel; `placement_of` says which and why
 
-| op                 | reference and built-in                   | XNNPACK                                |
-|--------------------|------------------------------------------|----------------------------------------|
-| convolutions, FC   | fixed point, two roundings               | rint(float32(accumulator) * scale)     |
-| ADD, SUB           | both inputs * 2^20, three multipliers    | two 21-bit multipliers, one shift      |
-| MUL                | fixed point, two roundings               | rint(float32(product) * scale)         |
-| MEAN               | fixed point with 1/n in the multiplier   | rint(float32(sum) * scale / n)         |
-| AVERAGE_POOL_2D    | sum / n, ties away from zero             | not delegated                          |
-| RELU, RELU6        | fixed point, then clamp                  | not delegated                          |
-| SOFTMAX            | reference: fixed-point exponential;      | not delegated                          |
-|                    | built-in: float32 table of exponentials  |                                        |
-| QUANTIZE, int8     | fixed point                              | 8 fractional bits; int8 to int8 only   |
-| QUANTIZE, float32  | divide, ties away from zero              | times 1/scale, ties to even            |
-| the others         | move or select codes                     | the same                               |
+| op                | reference and built-in                  | XNNPACK                            |
+|-------------------|-----------------------------------------|------------------------------------|
+| convolutions      | fixed point, two roundings              | rint(float32(accumulator) * scale) |
+| FULLY_CONNECTED   | fixed point, one rounding               | the same                           |
+| ADD, SUB          | both inputs * 2^20, three multipliers   | two 21-bit multipliers, one shift  |
+| MUL               | fixed point, two roundings              | rint(float32(product) * scale)     |
+| MEAN              | fixed point with 1/n in the multiplier  | rint(float32(sum) * scale / n)     |
+| AVERAGE_POOL_2D   | sum / n, ties away from zero            | not delegated                      |
+| RELU, RELU6       | fixed point, then clamp                 | not delegated                      |
+| SOFTMAX           | reference: fixed-point exponential;     | not delegated                      |
+|                   | built-in: float32 table of exponentials |                                    |
+| QUANTIZE, int8    | fixed point                             | 8 fractional bits (int8 to int8)   |
+| QUANTIZE, float32 | divide, ties away from zero             | times 1/scale, ties to even        |
+| the others        | move or select codes                    | the same                           |
 
-Arrays have a free leading batch dimension, whatever batch the graph's shapes state.  Accumulators
-are exact: products run in float32 where the weights prove |accumulator| < 2^24, else in float64.
-They are not wrapped to int32, as no kernel defines that overflow.
+All of these give the codes of an interpreter on x86 exactly, except the built-in ADD and MUL of
+extreme scale ratios (see there).  On ARM these can differ by 1 near ties: XNNPACK's MUL, and its
+convolutions and FULLY_CONNECTED with one scale for all channels, which are fixed point there
+("rndnu"); MEAN where the compiler fuses multiply and add; SOFTMAX, which uses 16-bit tables.
+
+Arrays have a free leading batch dimension, whatever batch the graph's shapes state; every image is
+computed as a batch of 1 would be.  Accumulators are exact: products run in float32 where the
+weights prove |accumulator| < 2^24, else in float64.  They are not wrapped to int32, as no kernel
+defines that overflow.
 """
 
 import functools
@@ -33,7 +40,7 @@ import numpy as np
 from lowbit import fixed_point, integer_graph
 
 FLAVOURS = ("xnnpack", "reference")
-IM2COL_BYTES = 64 * 2**20  # of patches at a time: bounds memory, and larger blocks are no faster
+BLOCK_BYTES = 64 * 2**20  # of a convolution's arrays at a time; larger blocks are no faster
 
 # XNNPACK delegate's bounds on real multipliers; outside them it leaves the node, or fails.
 CONVOLUTION_MULTIPLIER_BELOW = 2.0**8  # at or above it the interpreter refuses the whole model
@@ -42,7 +49,7 @@ MULTIPLY_RANGE = (2.0**-16, 2.0**8)  # product of input scales / output scale, u
 REQUANTIZE_RANGE = (2.0**-8, 2.0**7)  # input scale / output scale, both ends included
 CONCATENATION_INPUTS = 5  # at most
 
-_SAME_SCALE = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE")
+_SAME_SCALE = ("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE")
 
 
 # --- run ----------------------------------------------------------------------------------------
@@ -88,7 +95,7 @@ def run_node(
     inputs: Sequence[np.ndarray],
     kernels: str,
 ) -> list[np.ndarray]:
-    """Returns the node's outputs for the given inputs, constants included, as its kernel gives them.
+    """Returns the node's outputs as its kernel computes them; `inputs` include the constants.
 
     Raises:
       ValueError: the operation is unknown, or the default interpreter refuses the model for it.
@@ -131,9 +138,7 @@ def _value(graph, node, name, values):
 # --- placement ----------------------------------------------------------------------------------
 
 
-def placement_of(
-    graph: integer_graph.IntegerGraph, node: integer_graph.Node
-) -> tuple[str, str]:
+def placement_of(graph: integer_graph.IntegerGraph, node: integer_graph.Node) -> tuple[str, str]:
     """Returns (kernel, reason): what runs an 8-bit node in the default interpreter.
 
     The kernel is "xnnpack" (the reason is then empty), "builtin", or "refused" where the delegate
@@ -250,12 +255,16 @@ def _names(graph, node, *names):
 
 
 def _quantized_bound(value, tensor, kernel):
-    """Returns the code of a clamp's real bound: XNNPACK rounds ties to even, TFLite away from 0."""
+    """Returns the code of a clamp's real bound.
+
+    XNNPACK rounds value / scale + zero_point with ties to even, the built-in kernels round
+    value / scale with ties away from zero: RELU6 on scale 2.4 and zero point 3 is clamped at
+    2.5 + 3 = 5.5, code 6 here and there, but at zero point 4 at code 6 or 7.
+    """
+    centred = np.float32(value) / tensor.scale
     if kernel == "xnnpack":
-        code = np.rint(np.float32(value) / tensor.scale)
-    else:
-        code = _round_half_away(np.float32(value) / tensor.scale)
-    return int(code) + tensor.zero_point
+        return int(np.rint(centred + np.float32(tensor.zero_point)))
+    return int(_round_half_away(centred)) + tensor.zero_point
 
 
 def _clamp_range(node, tensor, kernel):
@@ -294,12 +303,21 @@ def _finish(centred, node, tensor, kernel):
 
 
 def _requantize(accumulator, double_scale, node, tensor, kernel, fp32_scale):
-    """Returns output codes of an accumulator whose last axis the scales lie along, or (1,)."""
+    """Returns output codes of an accumulator.
+
+    Args:
+      accumulator: (..., channels); whole numbers, int64 unless the kernel is XNNPACK's.
+      double_scale: real multiplier in float64, (channels,), (1,) or scalar, of fixed point.
+      fp32_scale: real multiplier in float32, of the same shape, of XNNPACK.
+    """
     if kernel == "xnnpack":
         centred = fixed_point.requantize_fp32(accumulator, fp32_scale)
     else:
-        multiplier, shift = fixed_point.quantize_multiplier(double_scale)
-        centred = fixed_point.multiply_by_quantized_multiplier(accumulator, multiplier, shift)
+        # Of the reference kernels only FULLY_CONNECTED rounds once.
+        multiply = fixed_point.multiply_by_quantized_multiplier
+        if node.op == "FULLY_CONNECTED":
+            multiply = fixed_point.multiply_by_quantized_multiplier_single_rounding
+        centred = multiply(accumulator, *fixed_point.quantize_multiplier(double_scale))
     return _finish(centred, node, tensor, kernel)
 
 
@@ -371,30 +389,36 @@ def _weighted(graph, node, inputs, kernel, axes, accumulate):
     weight = inputs[1]
     bias = inputs[2] if len(inputs) > 2 else None
     dtype = _accumulator_dtype(weight, axes, bias)
-    accumulator = accumulate(_centred(inputs[0], source, dtype), weight.astype(dtype))
-    if bias is not None:
-        accumulator += bias.astype(dtype)
-    if kernel != "xnnpack":
-        accumulator = accumulator.astype(np.int64)
-    return _requantize(
-        accumulator,
-        _weighted_scale_double(graph, node),
-        node,
-        output,
-        kernel,
-        _weighted_scale_fp32(graph, node),
-    )
+    double_scale = _weighted_scale_double(graph, node)
+    fp32_scale = _weighted_scale_fp32(graph, node)
+    blocks = []
+    images = _block_images(weight, output)
+    for start in range(0, len(inputs[0]), images):
+        image = _centred(inputs[0][start : start + images], source, dtype)
+        sums = accumulate(image, weight.astype(dtype))
+        if bias is not None:
+            sums += bias.astype(dtype)
+        if kernel != "xnnpack":
+            sums = sums.astype(np.int64)
+        blocks.append(_requantize(sums, double_scale, node, output, kernel, fp32_scale))
+    return np.concatenate(blocks)
+
+
+def _block_images(weight, output):
+    """Returns how many images' patches, sums and eight arrays of requantization fit a block."""
+    channels = output.shape[-1]
+    positions = int(np.prod(output.shape[1:-1]))
+    image_bytes = positions * (weight.size // channels + 8 * channels) * 8
+    return max(1, BLOCK_BYTES // image_bytes)
 
 
 def _conv_2d(graph, node, inputs, kernel):
     """CONV_2D: sum over a window of (x - zero_point) * w, plus bias; exact in both flavours."""
-    return _weighted(
-        graph, node, inputs, kernel, (1, 2, 3), functools.partial(_conv_sums, node)
-    )
+    return _weighted(graph, node, inputs, kernel, (1, 2, 3), functools.partial(_conv_sums, node))
 
 
 def _conv_sums(node, image, weight):
-    """Returns sums (batch, rows, columns, out) as matrix products over blocks of patches."""
+    """Returns sums (batch, rows, columns, out) as one product of patches and weights."""
     strides, dilations = node.attributes["strides"], node.attributes["dilations"]
     out, height, width, channels = weight.shape
     if image.shape[3] != channels:
@@ -408,19 +432,13 @@ def _conv_sums(node, image, weight):
     if (height, width) == (1, 1):
         patches = _tap(image, 0, 0, strides, size)
         return (patches.reshape(-1, channels) @ matrix).reshape(*patches.shape[:3], out)
-    sums = np.empty((image.shape[0], *size, out), image.dtype)
-    image_bytes = size[0] * size[1] * matrix.shape[0] * image.itemsize
-    block = max(1, IM2COL_BYTES // image_bytes)
-    for start in range(0, len(image), block):
-        part = image[start : start + block]
-        taps = [
-            _tap(part, i * dilations[0], j * dilations[1], strides, size)
-            for i in range(height)
-            for j in range(width)
-        ]
-        patches = np.stack(taps, axis=3).reshape(-1, matrix.shape[0])
-        sums[start : start + block] = (patches @ matrix).reshape(-1, *size, out)
-    return sums
+    taps = [
+        _tap(image, i * dilations[0], j * dilations[1], strides, size)
+        for i in range(height)
+        for j in range(width)
+    ]
+    patches = np.stack(taps, axis=3).reshape(-1, matrix.shape[0])
+    return (patches @ matrix).reshape(-1, *size, out)
 
 
 def _depthwise_conv_2d(graph, node, inputs, kernel):
@@ -462,9 +480,7 @@ def _depthwise_sums(node, image, weight):
 def _fully_connected(graph, node, inputs, kernel):
     """FULLY_CONNECTED: x (batch, in) times w (out, in) transposed, plus bias; exact."""
     rows = inputs[0].reshape(-1, inputs[1].shape[1])
-    flat = _weighted(
-        graph, node, [rows, *inputs[1:]], kernel, (1,), lambda x, weight: x @ weight.T
-    )
+    flat = _weighted(graph, node, [rows, *inputs[1:]], kernel, (1,), lambda x, weight: x @ weight.T)
     if node.attributes.get("keep_num_dims"):
         return flat.reshape(*inputs[0].shape[:-1], -1)
     return flat
@@ -474,7 +490,11 @@ def _fully_connected(graph, node, inputs, kernel):
 
 
 def _add(graph, node, inputs, kernel):
-    """ADD: a + b on two scales; exact in both flavours."""
+    """ADD: a + b on two scales.
+
+    Exact, but for the built-in kernel where an input's scale is 256 or more times the output's:
+    its vectors hold sums in 16 bits, and wrap beyond 32767 codes where this saturates.
+    """
     return _add_or_subtract(graph, node, inputs, kernel, sign=1)
 
 
@@ -510,7 +530,10 @@ def _add_or_subtract(graph, node, inputs, kernel, sign):
 
 
 def _multiply(graph, node, inputs, kernel):
-    """MUL: a * b * scale_a * scale_b / scale_output; exact in both flavours."""
+    """MUL: a * b * scale_a * scale_b / scale_output.
+
+    Exact, but for the built-in kernel at a multiplier of 256 or more: see ADD.
+    """
     first, second, output = _names(graph, node, *node.inputs, node.outputs[0])
     product = _centred(inputs[0], first) * _centred(inputs[1], second)
     scale = _product_scale(graph, node)
@@ -540,8 +563,18 @@ def _quantize(graph, node, inputs, kernel):
     if kernel == "xnnpack":
         multiplier = int(np.rint(np.float32(256) * (source.scale / output.scale)))
         return _finish((codes * multiplier + 128) >> 8, node, output, kernel)
-    ratio = float(source.scale) / float(output.scale)
-    return _requantize(codes, ratio, node, output, kernel, None)
+    multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) / float(output.scale))
+    centred = fixed_point.multiply_by_quantized_multiplier(codes, multiplier, shift)
+    if kernel == "builtin":
+        # Vectors of 16 codes round ties upwards; what is left over at the end of an image does not.
+        flat = codes.reshape(len(codes), -1)
+        vectors = flat.shape[1] // 16 * 16
+        centred.reshape(flat.shape)[:, :vectors] = (
+            fixed_point.multiply_by_quantized_multiplier_ties_up(
+                flat[:, :vectors], multiplier, shift
+            )
+        )
+    return _finish(centred, node, output, kernel)
 
 
 def _dequantize(graph, node, inputs, kernel):
@@ -554,7 +587,7 @@ def _dequantize(graph, node, inputs, kernel):
 
 
 def _pool_taps(node, image, value):
-    """Returns the padded image's taps of a pooling window, each (batch, rows, columns, channels)."""
+    """Returns the taps of a pooling window, each (batch, rows, columns, channels)."""
     window, strides = node.attributes["filter"], node.attributes["strides"]
     image = _pad_image(image, _padding(node, image.shape, window), value)
     size = _output_size(image, window, strides)
@@ -587,18 +620,23 @@ def _max_pool_2d(graph, node, inputs, kernel):
 def _mean(graph, node, inputs, kernel):
     """MEAN over the constant axes: sum of (code - zero_point) times scale ratio / n; exact.
 
-    The reference kernel folds 1/n into the fixed-point multiplier with a truncating division, so
-    that its means are rounded from a value up to 2^-30 too small.
+    XNNPACK rounds sum * scale + offset, all in float32, where the offset holds both zero points:
+    ties in the output code, not in the centred one, go to even.  A build whose compiler fuses the
+    multiplication and the addition (64-bit ARM) can differ by 1 at such ties.
+
+    The reference kernel folds 1/n into the fixed-point multiplier with a truncating division.
     """
     source, output = _names(graph, node, node.inputs[0], node.outputs[0])
     axes = tuple(sorted({int(axis) % inputs[0].ndim for axis in np.ravel(inputs[1])}))
     count = int(np.prod([inputs[0].shape[axis] for axis in axes]))
     keep_dims = bool(node.attributes["keep_dims"])
     total = inputs[0].sum(axis=axes, keepdims=keep_dims, dtype=np.int64)
-    total -= count * source.zero_point
     if kernel == "xnnpack":
         scale = source.scale / output.scale * (np.float32(1) / np.float32(count))
-        return _finish(fixed_point.requantize_fp32(total, scale), node, output, kernel)
+        offset = np.float32(output.zero_point) - np.float32(count * source.zero_point) * scale
+        codes = np.rint(total.astype(np.float32) * scale + offset)
+        return _finish(codes - output.zero_point, node, output, kernel)
+    total -= count * source.zero_point
     multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) / float(output.scale))
     extra = min(count.bit_length() - 1, 32, 31 + int(shift))
     multiplier = np.int64((int(multiplier) << extra) // count)
@@ -611,6 +649,11 @@ def _mean(graph, node, inputs, kernel):
 
 def _concatenation(graph, node, inputs, kernel):
     """CONCATENATION: joins codes that share one scale; the same in all kernels."""
+    if node.attributes.get("activation") is not None:
+        raise ValueError(
+            f"node {node.name!r}: CONCATENATION has no fused activation, "
+            f"got {node.attributes['activation']!r}"
+        )
     differing = _differing_map(graph, node)
     if differing:
         raise ValueError(
@@ -652,8 +695,8 @@ def _softmax(graph, node, inputs, kernel):
 def _softmax_table(below, scale, output_scale):
     """Returns codes above the zero point, from a float32 table of 256 exponentials (built-in).
 
-    The sum is accumulated in float32 in the order of the elements, as the kernel does on x86; on
-    64-bit ARM the kernel uses 16-bit tables instead and can differ by 1.
+    The sum is accumulated in float32 in the order of the elements, as the kernel does on x86; a
+    build for 64-bit ARM uses 16-bit tables instead and can differ by 1.
 
     Args:
       below: code - largest code, int64, in [-255, 0].
@@ -668,6 +711,8 @@ def _softmax_table(below, scale, output_scale):
 
 def _softmax_fixed_point(below, scale):
     """Returns codes above the zero point, by fixed-point arithmetic alone (reference).
+
+    The kernel itself aborts where the exponentials sum to 512 or more: its last shift exceeds 31.
 
     Args:
       below: code - largest code, int64, in [-255, 0].

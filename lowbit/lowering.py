@@ -310,6 +310,8 @@ def _lower_relu(builder, call, arguments, shape):
 
 
 _L = keras.layers
+# Layers that wait for a quantizer; the others keep their input's scale.
+COMPUTES = (*layers.WEIGHTED, _L.Add, _L.GlobalAveragePooling2D, _L.Softmax)
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
     layers.QuantizedDepthwiseConv2D: _lower_weighted("DEPTHWISE_CONV_2D"),

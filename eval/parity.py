@@ -1,0 +1,211 @@
+"""Parity, counted in integer codes: Keras = integer graph, simulator = interpreter, op by op.
+
+    python -m eval.parity --model=ptq.keras --dataset=images.zip --limit=100
+
+Three comparisons on the same images, each quantized once:
+
+  simulator against the interpreter, both flavours    differing output codes, 0 is the contract
+  XNNPACK against BUILTIN_REF on the same file        what two correct runtimes differ by
+  quantized Keras model against the integer graph     each operation alone, on the graph's inputs
+"""
+
+import dataclasses
+import sys
+import time
+
+import numpy as np
+
+from lowbit import (
+    affine,
+    cli,
+    functional,
+    integer_graph,
+    kernels,
+    lowering,
+    manifest,
+    progress,
+    quantizers,
+    results,
+    runtimes,
+    tflite_file,
+)
+from lowbit.data import datasets, pipeline
+from lowbit.data import preprocess as preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The command's flags."""
+
+    model: str = cli.field(cli.REQUIRED, "A quantized .keras file, or any int8 .tflite file.")
+    dataset: str = cli.field(cli.REQUIRED, "Images: a name or a path.")
+    split: str = cli.field("all", "Which of them.", choices=("train", "validation", "all"))
+    preprocess: str | None = cli.field(None, "As the model was trained; default: as saved with it.")
+    limit: int = cli.field(100, "Images, the first ones.")
+    op_images: int = cli.field(4, "Images on which each Keras operation is compared.")
+    output_dir: str = cli.field("results", "Where parity.csv gets its row.")
+
+
+def compare(config: Config) -> dict:
+    """Runs the command; returns its result row."""
+    start = time.monotonic()
+    keras_model = None
+    if runtimes.is_tflite(config.model):
+        content = tflite_file.load_bytes(config.model)
+        facts = tflite_file.read_manifest(content)
+    else:
+        keras_model, facts = manifest.load_model(config.model)
+        content = tflite_file.write(lowering.lower(keras_model))
+    graph = tflite_file.read(content, config.model)
+    text = config.preprocess or facts.get("preprocess")
+    if text is None:
+        raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")
+    dataset = datasets.open_dataset(config.dataset, config.split)
+    count = min(config.limit, len(dataset))
+    shape = graph.tensors[graph.inputs[0]].shape
+    batches = pipeline.batches(
+        dataset,
+        input_size=shape[1:3],
+        channels=shape[3],
+        batch_size=4,
+        preprocess=preprocessing.parse(text),
+        indices=np.arange(count),
+    )
+    differing = dict.fromkeys(("xnnpack", "reference", "between"), 0)
+    worst = dict.fromkeys(differing, 0)
+    agree = total = 0
+    codes_seen: set[int] = set()
+    runners = {name: runtimes.interpreter(content, name) for name in runtimes.KERNELS}
+    operations: list[dict] = []
+    with progress.bar("comparing", count) as update:
+        for x, _ in batches:
+            outputs = {}
+            for name, runner in runners.items():
+                codes = _input_codes(graph, x)
+                outputs[name] = np.concatenate([runtimes.invoke(runner, row[None]) for row in codes])
+                simulated = kernels.run(graph, {graph.inputs[0]: codes}, name)[graph.outputs[0]]
+                _count(name, simulated, outputs[name], differing, worst)
+            _count("between", outputs["xnnpack"], outputs["reference"], differing, worst)
+            flat = [outputs[name].reshape(len(x), -1) for name in runtimes.KERNELS]
+            agree += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
+            codes_seen.update(np.unique(outputs["xnnpack"]).tolist())
+            if keras_model is not None and total < config.op_images:
+                operations = _merged(operations, compare_operations(keras_model, graph, x))
+            total += len(x)
+            update(total)
+    if operations:
+        print(results.table(operations, list(operations[0])), file=sys.stderr)
+    fallen = [
+        f"{node.name} ({node.op}: {reason})"
+        for node in graph.nodes
+        for kernel, reason in [kernels.placement_of(graph, node)]
+        if kernel != "xnnpack"
+    ]
+    if fallen:
+        print("not run by XNNPACK: " + "; ".join(fallen), file=sys.stderr)
+    row = {
+        "tool": "eval.parity",
+        "model": config.model,
+        "dataset": config.dataset,
+        "images": total,
+        "distinct_codes": len(codes_seen),
+        "simulator_xnnpack_differing": differing["xnnpack"],
+        "simulator_reference_differing": differing["reference"],
+        "simulator_worst_lsb": max(worst["xnnpack"], worst["reference"]),
+        "xnnpack_reference_differing": differing["between"],
+        "xnnpack_reference_worst_lsb": worst["between"],
+        "xnnpack_reference_top1_agreement": agree / total,
+        "output_codes": total * int(np.prod(graph.tensors[graph.outputs[0]].shape)),
+        "keras_op_worst_lsb": max((op["worst_lsb"] for op in operations), default=None),
+        "keras_op_differing": sum(op["differing"] for op in operations) if operations else None,
+        "keras_op_codes": sum(op["codes"] for op in operations) if operations else None,
+        "outside_xnnpack": "; ".join(fallen),
+        "seconds": round(time.monotonic() - start, 3),
+        "versions": manifest.versions(),
+    }
+    results.append_row(f"{config.output_dir}/parity.csv", row)
+    return row
+
+
+def _input_codes(graph, x):
+    tensor = graph.tensors[graph.inputs[0]]
+    return runtimes.input_codes(x, tensor.dtype, tensor.scale, tensor.zero_point)
+
+
+def _count(name, ours, theirs, differing, worst):
+    difference = np.abs(ours.astype(np.int64) - theirs)
+    differing[name] += int((difference > 0).sum())
+    worst[name] = max(worst[name], int(difference.max()))
+
+
+def compare_operations(model, graph: integer_graph.IntegerGraph, x: np.ndarray) -> list[dict]:
+    """Returns for each operation how its Keras codes differ from the simulator's, on equal inputs.
+
+    Every Keras layer is given what the integer graph computed before it, dequantized, so that no
+    difference is handed on.
+
+    Args:
+      model: the quantized Keras model that `graph` was lowered from.
+      x: float32 images (n, h, w, c).
+    """
+    trace = functional.trace(model)
+    inputs = {graph.inputs[0]: _input_codes(graph, x)}
+    computed = [node.outputs[0] for node in graph.nodes]
+    codes = inputs | kernels.run(graph, inputs, "xnnpack", outputs=computed)
+    ops = {node.outputs[0]: node.op for node in graph.nodes}
+
+    def real(name):
+        tensor = graph.tensors[name]
+        return affine.dequantize(codes[name], tensor.scale, tensor.zero_point)
+
+    # A value is the name of a tensor of the graph, or what a layer computed before its quantizer.
+    values: dict[int, str | np.ndarray | None] = dict.fromkeys(trace.inputs)
+    rows = []
+    for call in trace.calls:
+        arguments = [values[value] for value in call.inputs]
+        if isinstance(call.layer, quantizers.ActivationQuantizer):
+            if not isinstance(arguments[0], np.ndarray):  # the input, or rounded before
+                values[call.output] = arguments[0] or call.keywords["label"]
+                continue
+            y = np.asarray(call.layer(arguments[0], **call.keywords))
+            name = call.keywords["label"]
+        else:
+            inputs = [real(argument) for argument in arguments]
+            y = np.asarray(call.layer(inputs if len(inputs) > 1 else inputs[0]))
+            if isinstance(call.layer, lowering.COMPUTES):
+                values[call.output] = y
+                continue
+            name = call.name
+        values[call.output] = name
+        tensor = graph.tensors[name]
+        ours = np.clip(np.rint(y / tensor.scale) + tensor.zero_point, -128, 127).astype(np.int64)
+        difference = np.abs(ours - codes[name])
+        rows.append(
+            {
+                "operation": name,
+                "op": ops[name],
+                "codes": int(difference.size),
+                "differing": int((difference > 0).sum()),
+                "worst_lsb": int(difference.max()),
+            }
+        )
+    return rows
+
+
+def _merged(rows, more):
+    """Returns the rows of two batches added up."""
+    if not rows:
+        return more
+    return [
+        old
+        | {
+            "codes": old["codes"] + new["codes"],
+            "differing": old["differing"] + new["differing"],
+            "worst_lsb": max(old["worst_lsb"], new["worst_lsb"]),
+        }
+        for old, new in zip(rows, more, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(compare, Config)

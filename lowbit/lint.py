@@ -1,0 +1,621 @@
+"""Lint: what keeps a `.tflite` file from being fully integer, or its numbers from being right.
+
+    lint.faults(content, "model.tflite")  -> []                       nothing wrong
+                                          -> ["tensor 'conv/bias': scale of channel 3 is ..."]
+
+It takes any tool's file, reads the flatbuffer alone and never runs it: an interpreter crashes on
+some damaged files.  The rules are TFLite's 8-bit quantization specification, and what the kernels
+demand beyond it:
+
+| what                    | rule                                                                  |
+|-------------------------|-----------------------------------------------------------------------|
+| tensors                 | integer; float32 only as input of the first QUANTIZE or output of the |
+|                         | last DEQUANTIZE; static shapes; bytes as many as the shape says       |
+| activations             | one scale; int16: zero point 0                                        |
+| weights                 | zero point 0; int8 in [-127, 127]; one scale, or one per channel      |
+|                         | along `WEIGHTED`'s axis                                               |
+| bias                    | int32 (int16 activations: or int64), scale s_in * s_w, zero point 0   |
+| multiplier              | 2^-32 <= s_in * s_w / s_out < 256                                     |
+| pools, concat, pad, ... | input and output of the same scale and zero point (`SAME_SCALE`)      |
+| softmax, logistic, tanh | a fixed output scale and zero point (`FIXED_OUTPUT`)                  |
+| operator versions       | those of tflite_file.operator_version, or higher                      |
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from lowbit import integer_graph, kernels, tflite_file
+
+IO = ("any", "int8", "uint8", "float32")  # dtype that inputs and outputs must have
+
+FLOATS = ("float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+QUANTIZED = ("int2", "int4", "uint4", "int8", "uint8", "int16")  # of activations and weights
+# Bits of a value in a buffer; values of less than 8 bits are packed. Strings have no fixed size.
+BITS = {
+    **{"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "bool": 8},
+    **{"int16": 16, "uint16": 16, "float16": 16, "bfloat16": 16},
+    **{"float8_e4m3fn": 8, "float8_e5m2": 8},
+    **{"int32": 32, "uint32": 32, "float32": 32},
+    **{"int64": 64, "uint64": 64, "float64": 64, "complex64": 64, "complex128": 128},
+}
+# op: (input, weights, bias: positions among the node's inputs; axis of the weights' channels)
+WEIGHTED = {
+    "CONV_2D": (0, 1, 2, 0),
+    "DEPTHWISE_CONV_2D": (0, 1, 2, 3),
+    "FULLY_CONNECTED": (0, 1, 2, 0),
+    "TRANSPOSE_CONV": (2, 1, 3, 0),
+}
+# XNNPACK refuses a model with a multiplier of 256; below 2^-32 TFLite's multiplier becomes 0.
+MULTIPLIER_RANGE = (2.0**-32, 2.0**8)
+BIAS_SCALE_TOLERANCE = 1e-6  # relative; converters round s_in * s_w in float32, 6e-8, or twice
+# An int64 accumulator is shifted as a 48-bit number (int16 activations).
+SATURATED = {"int32": 2**31 - 1, "int64": 2**47 - 1}
+
+# op: positions of the inputs that the output shares its scale with; None: all.
+SAME_SCALE = {
+    **dict.fromkeys(("CONCATENATION", "MAXIMUM", "MINIMUM", "PACK")),
+    **dict.fromkeys(
+        (
+            *("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "MIRROR_PAD", "RESHAPE", "SQUEEZE"),
+            *("EXPAND_DIMS", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "TRANSPOSE", "SLICE"),
+            *("STRIDED_SLICE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND"),
+            *("BATCH_TO_SPACE_ND", "GATHER", "GATHER_ND", "TILE", "BROADCAST_TO", "UNPACK"),
+            *("SPLIT_V", "REDUCE_MAX", "REDUCE_MIN"),
+        ),
+        (0,),
+    ),
+    "PADV2": (0, 2),
+    "SPLIT": (1,),
+    **dict.fromkeys(("SELECT", "SELECT_V2"), (1, 2)),
+}
+_UNIT = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0), "int16": (1 / 32768, 0)}
+_SIGNED_UNIT = {"int8": (1 / 128, 0), "uint8": (1 / 128, 128), "int16": (1 / 32768, 0)}
+# op: {output dtype: (scale, zero point)}, which its kernel assumes
+FIXED_OUTPUT = {
+    "LOGISTIC": _UNIT,
+    "SOFTMAX": _UNIT,
+    "TANH": _SIGNED_UNIT,
+    "L2_NORMALIZATION": _SIGNED_UNIT,
+    "LOG_SOFTMAX": {"int8": (16 / 256, 127), "uint8": (16 / 256, 255)},
+}
+
+
+# --- what a file holds, checked so far that the rules below cannot trip ---------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tensor:
+    label: str  # "tensor 'conv/kernel'"
+    index: int
+    dtype: str
+    shape: tuple[int, ...]
+    signature: tuple[int, ...]  # the shape with -1 for a dynamic size
+    scale: np.ndarray  # float32 (0,), (1,) or (channels,)
+    zero_point: np.ndarray  # int64
+    axis: int
+    blockwise: bool  # quantized in a way that these rules do not describe
+    data: np.ndarray | None  # uint8, the buffer's bytes; None: an activation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Operation:
+    label: str  # "CONV_2D 3 (makes 'conv')"
+    op: str
+    version: int
+    inputs: tuple[_Tensor | None, ...]  # None: an optional input that is left out
+    outputs: tuple[_Tensor, ...]
+    options: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Graph:
+    tensors: tuple[_Tensor, ...]
+    operations: tuple[_Operation, ...]
+    inputs: frozenset[int]  # tensor indices; empty for a subgraph that no caller sees
+    outputs: frozenset[int]
+
+
+def _graphs(model, content) -> tuple[list[_Graph], list[str]]:
+    """Returns the subgraphs, or the damage that keeps them from being described."""
+    called = {0, *(signature.subgraphIndex for signature in model.signatureDefs or [])}
+    graphs, found = [], []
+    for index, subgraph in enumerate(model.subgraphs):
+        damage = _damage(model, subgraph)
+        found.extend(damage)
+        if not damage:
+            graphs.append(_graph(model, subgraph, content, index in called))
+    return graphs, found
+
+
+def _damage(model, subgraph) -> list[str]:
+    tensors, operations = subgraph.tensors, _sequence(subgraph.operators)
+    found = [
+        f"{_label(tensor, index)}: unknown type {tensor.type}"
+        for index, tensor in enumerate(tensors)
+        if tensor.type not in tflite_file.DTYPE_NAMES
+    ]
+    known = range(len(tensors))
+    for number, operation in enumerate(operations):
+        if operation.opcodeIndex >= len(model.operatorCodes or []):
+            found.append(f"operation {number}: unknown operator code {operation.opcodeIndex}")
+            continue
+        label = f"{tflite_file.operator_name(model, operation)} {number}"
+        reads = [index for index in _sequence(operation.inputs) if index != -1]
+        makes = _sequence(operation.outputs)
+        for index in (*reads, *makes):
+            if index not in known:
+                found.append(f"{label}: tensor {index} is not among the {len(tensors)} tensors")
+        if not makes:
+            found.append(f"{label}: has no output")
+    for index in (*_sequence(subgraph.inputs), *_sequence(subgraph.outputs)):
+        if index not in known:
+            found.append(f"the graph's input or output {index} is not among its tensors")
+    return found
+
+
+def _graph(model, subgraph, content, called):
+    tensors = tuple(
+        _tensor(model, tensor, index, content) for index, tensor in enumerate(subgraph.tensors)
+    )
+    operations = []
+    for number, operation in enumerate(_sequence(subgraph.operators)):
+        op = tflite_file.operator_name(model, operation)
+        makes = tuple(tensors[index] for index in _sequence(operation.outputs))
+        operations.append(
+            _Operation(
+                f"{op} {number} (makes {makes[0].label.removeprefix('tensor ')})",
+                op,
+                model.operatorCodes[operation.opcodeIndex].version,
+                tuple(
+                    None if index == -1 else tensors[index] for index in _sequence(operation.inputs)
+                ),
+                makes,
+                operation.builtinOptions,
+            )
+        )
+    return _Graph(
+        tensors,
+        tuple(operations),
+        frozenset(_sequence(subgraph.inputs) if called else ()),
+        frozenset(_sequence(subgraph.outputs) if called else ()),
+    )
+
+
+def _tensor(model, tensor, index, content):
+    parameters = tensor.quantization or schema.QuantizationParametersT()
+    shape = tuple(_sequence(tensor.shape))
+    signature = tuple(_sequence(tensor.shapeSignature)) or shape
+    buffer = model.buffers[tensor.buffer]
+    data = buffer.data
+    if data is None and buffer.offset > 1:
+        # Files of more than 2 GB keep a buffer's bytes behind the flatbuffer.
+        data = np.frombuffer(content[buffer.offset : buffer.offset + buffer.size], np.uint8)
+    return _Tensor(
+        _label(tensor, index),
+        index,
+        tflite_file.DTYPE_NAMES[tensor.type],
+        shape,
+        signature,
+        np.asarray(_sequence(parameters.scale), np.float32),
+        np.asarray(_sequence(parameters.zeroPoint), np.int64),
+        int(parameters.quantizedDimension),
+        bool(parameters.detailsType),
+        None if data is None or len(data) == 0 else np.asarray(data, np.uint8),
+    )
+
+
+def _sequence(values) -> list:
+    """Returns a flatbuffer vector (None, an array or a list of objects) as a list."""
+    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _label(tensor, index) -> str:
+    """Returns a name of one line: converters join dozens of names, damage leaves control codes."""
+    name = tensor.name or b""
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = text if len(text) <= 120 else f"{text[:117]}..."
+    return f"tensor '{text}'" if text else f"tensor #{index}"
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
+    """Returns a line for each thing wrong with a `.tflite` file, naming its tensor or operation.
+
+    Args:
+      content: the file's bytes.
+      name: for error messages.
+      io: dtype that the graph's inputs and outputs must have; "any": also float32, where only
+        QUANTIZE and DEQUANTIZE stand between it and integers.
+
+    Raises:
+      TFLiteFileError: where the bytes are no `.tflite` file at all.
+      ValueError: for an unknown `io`.
+    """
+    if io not in IO:
+        raise ValueError(f"io {io!r} is not one of {', '.join(IO)}")
+    model = tflite_file.parse(content, name)
+    graphs, found = _graphs(model, content)
+    if found:
+        return found
+    tensors = [tensor for graph in graphs for tensor in graph.tensors]
+    if not any(tensor.scale.size or tensor.blockwise for tensor in tensors):
+        floats = sum(tensor.dtype in FLOATS for tensor in tensors)
+        return [f"float model: none of its {len(tensors)} tensors is quantized, {floats} are float"]
+    for graph in graphs:
+        found += _float_faults(graph, io)
+        found += _shape_faults(graph)
+        found += _order_faults(graph)
+        for tensor in graph.tensors:
+            found += _bytes_faults(tensor)
+            found += _quantization_faults(tensor)
+        for operation in graph.operations:
+            for check in (_converts, _weights, _bias, _multiplier, _same_scale, _fixed, _version):
+                found += check(operation, graph)
+    return found
+
+
+def _float_faults(graph, io) -> Iterable[str]:
+    makers = {tensor.index: made for made in graph.operations for tensor in made.outputs}
+    readers: dict[int, list[_Operation]] = {}
+    for operation in graph.operations:
+        for tensor in operation.inputs:
+            if tensor is not None:
+                readers.setdefault(tensor.index, []).append(operation)
+    for tensor in graph.tensors:
+        reads, maker = readers.get(tensor.index, []), makers.get(tensor.index)
+        enters, leaves = tensor.index in graph.inputs, tensor.index in graph.outputs
+        if (enters or leaves) and io not in ("any", tensor.dtype):
+            side = "input" if enters else "output"
+            yield f"{tensor.label}: {side} is {tensor.dtype}, --io={io} asks for {io}"
+        elif tensor.dtype in FLOATS:
+            first = enters and reads and all(read.op == "QUANTIZE" for read in reads)
+            last = leaves and maker is not None and maker.op == "DEQUANTIZE" and not reads
+            if tensor.dtype != "float32" or not (first or last):
+                where = f", made by {maker.label}" if maker else ""
+                where += f", read by {reads[0].label}" if reads else ""
+                yield f"{tensor.label}: {tensor.dtype} inside the graph{where}"
+
+
+def _shape_faults(graph) -> Iterable[str]:
+    dynamic = [tensor for tensor in graph.tensors if min(tensor.signature, default=1) < 0]
+    entering = [tensor for tensor in dynamic if tensor.index in graph.inputs]
+    # What is computed from a dynamic input is dynamic too: one line says it for all of them.
+    for tensor in entering or dynamic:
+        batch_only = min(tensor.signature[1:], default=1) >= 0
+        text = f"{tensor.label}: dynamic {'batch' if batch_only else 'shape'} {tensor.signature}"
+        others = len(dynamic) - len(entering)
+        yield f"{text}, and {others} tensors behind it" if entering and others else text
+    for tensor in graph.tensors:
+        if min(tensor.signature, default=1) >= 0 and min(tensor.shape, default=1) < 0:
+            yield f"{tensor.label}: shape {tensor.shape} has a size below 0"
+
+
+def _order_faults(graph) -> Iterable[str]:
+    made = {tensor.index for operation in graph.operations for tensor in operation.outputs}
+    later = set(made) - graph.inputs
+    for operation in graph.operations:
+        for tensor in operation.inputs:
+            if tensor is not None and tensor.index in later:
+                yield f"{operation.label}: reads {tensor.label} before it is computed"
+        later -= {tensor.index for tensor in operation.outputs}
+
+
+def _bytes_faults(tensor) -> Iterable[str]:
+    if tensor.data is None or tensor.dtype not in BITS or min(tensor.shape, default=1) < 0:
+        return
+    needed = -(-math.prod(tensor.shape) * BITS[tensor.dtype] // 8)
+    if tensor.data.size != needed:
+        yield (
+            f"{tensor.label}: {tensor.data.size} bytes, {needed} needed for "
+            f"{tensor.dtype} {tensor.shape}"
+        )
+
+
+def _quantization_faults(tensor) -> Iterable[str]:
+    label, scale, zero_point = tensor.label, tensor.scale, tensor.zero_point
+    if tensor.blockwise or tensor.dtype in FLOATS:
+        return
+    if scale.size == 0:
+        if tensor.dtype in QUANTIZED and tensor.data is None:
+            yield f"{label}: {tensor.dtype} without a scale"
+        return
+    wrong = ~(np.isfinite(scale) & (scale > 0))
+    if wrong.any():
+        channel = int(wrong.argmax())
+        yield f"{label}: scale {scale[channel]}{_channel(scale, channel)} is not finite and above 0"
+    if zero_point.size not in (0, scale.size):
+        yield f"{label}: {zero_point.size} zero points for {scale.size} scales"
+    if scale.size > 1:
+        if tensor.data is None:
+            yield f"{label}: {scale.size} scales on an activation; kernels take one"
+        if not 0 <= tensor.axis < len(tensor.shape):
+            yield f"{label}: quantized_dimension {tensor.axis} is no axis of {tensor.shape}"
+        elif scale.size != tensor.shape[tensor.axis]:
+            yield (
+                f"{label}: {scale.size} scales, axis {tensor.axis} has {tensor.shape[tensor.axis]} "
+                "channels; 1 scale or one per channel"
+            )
+    low, high = _limits(tensor.dtype)
+    outside = (zero_point < low) | (zero_point > high)
+    if outside.any():
+        channel = int(outside.argmax())
+        yield (
+            f"{label}: zero point {zero_point[channel]}{_channel(zero_point, channel)} is outside "
+            f"{tensor.dtype}, [{low}, {high}]"
+        )
+    elif tensor.dtype == "int16" and zero_point.any():
+        yield f"{label}: zero point {zero_point[zero_point != 0][0]}, int16 kernels take 0 only"
+
+
+def _limits(dtype) -> tuple[int, int]:
+    bits = BITS.get(dtype, 64)
+    if dtype.startswith("uint") or dtype == "bool":
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _channel(array, channel) -> str:
+    return f" of channel {channel}" if array.size > 1 else ""
+
+
+def _converts(operation, graph) -> Iterable[str]:
+    if operation.op not in ("QUANTIZE", "DEQUANTIZE") or not operation.inputs:
+        return
+    source, target = operation.inputs[0], operation.outputs[0]
+    enters = source is not None and source.index in graph.inputs
+    if target.index in graph.outputs or (enters and operation.op == "QUANTIZE"):
+        return
+    dtypes = f"{source.dtype if source else 'nothing'} to {target.dtype}"
+    advice = "; give its two sides one range" if source and source.dtype == target.dtype else ""
+    yield f"{operation.label}: {dtypes} inside the graph{advice}"
+
+
+def _parts(operation):
+    """Returns (input, weights, bias, output, axis); each None where the node has no such thing."""
+    if operation.op not in WEIGHTED:
+        return None, None, None, None, 0
+    *positions, axis = WEIGHTED[operation.op]
+    chosen = [
+        operation.inputs[position] if position < len(operation.inputs) else None
+        for position in positions
+    ]
+    return *chosen, operation.outputs[0], axis
+
+
+def _weights(operation, graph) -> Iterable[str]:
+    del graph
+    _, weights, _, _, axis = _parts(operation)
+    if weights is None or weights.data is None or weights.dtype not in QUANTIZED:
+        return
+    label = f"{weights.label} of {operation.op}"
+    if weights.scale.size == 0 and not weights.blockwise:
+        yield f"{label}: {weights.dtype} weights without a scale"
+    if weights.scale.size > 1 and weights.axis != axis:
+        yield f"{label}: quantized_dimension {weights.axis}, the kernel takes {axis}"
+    # uint8 weights, of files before 2019, are asymmetric.
+    if weights.dtype != "uint8" and weights.zero_point.any():
+        channel = int((weights.zero_point != 0).argmax())
+        where = _channel(weights.zero_point, channel)
+        yield f"{label}: weight zero point {weights.zero_point[channel]}{where}, kernels assume 0"
+    if weights.dtype == "int8":
+        count = int((weights.data == 128).sum())  # the byte of -128
+        if count:
+            yield f"{label}: {count} weights of -128, the range is [-127, 127]"
+
+
+def _bias(operation, graph) -> Iterable[str]:
+    del graph
+    source, weights, bias, _, _ = _parts(operation)
+    if source is None or weights is None or bias is None or source.dtype not in QUANTIZED:
+        return
+    label = f"{bias.label} of {operation.op}"
+    allowed = ("int64", "int32") if source.dtype == "int16" else ("int32",)
+    if bias.dtype not in allowed:
+        yield f"{label}: {bias.dtype} bias, {source.dtype} activations take {' or '.join(allowed)}"
+        return
+    if bias.zero_point.any():
+        yield f"{label}: bias zero point {bias.zero_point[bias.zero_point != 0][0]} is not 0"
+    if bias.data is not None and bias.data.size % np.dtype(bias.dtype).itemsize == 0:
+        codes = bias.data.copy().view(bias.dtype)
+        saturated = (codes >= SATURATED[bias.dtype]) | (codes <= -SATURATED[bias.dtype])
+        if saturated.any():
+            channel = int(saturated.argmax())
+            yield f"{label}: bias code {codes[channel]} of channel {channel} is saturated"
+    if bias.scale.size == 0:
+        yield f"{label}: bias without a scale"
+    elif source.scale.size == 1 and weights.scale.size:
+        if bias.scale.size not in (1, weights.scale.size) and weights.scale.size != 1:
+            yield f"{label}: {bias.scale.size} bias scales for {weights.scale.size} weight scales"
+            return
+        with np.errstate(all="ignore"):
+            product = source.scale.astype(np.float64) * weights.scale
+            error = np.abs(bias.scale / product - 1)
+        wrong = ~(error <= BIAS_SCALE_TOLERANCE)
+        # The MLIR converter lets operations share an all-zero bias, whose scale does not matter.
+        if wrong.any() and (bias.data is None or bias.data.any()):
+            channel = int(wrong.argmax())
+            values = np.broadcast_to(bias.scale, wrong.shape), np.broadcast_to(product, wrong.shape)
+            yield (
+                f"{label}: bias scale {values[0][channel]:.8g}{_channel(wrong, channel)} is not "
+                f"input scale * weight scale = {values[1][channel]:.8g}"
+            )
+
+
+def _multiplier(operation, graph) -> Iterable[str]:
+    del graph
+    source, weights, _, output, _ = _parts(operation)
+    if source is None or weights is None or source.scale.size != 1 or output.scale.size != 1:
+        return
+    with np.errstate(all="ignore"):
+        multiplier = source.scale.astype(np.float64) * weights.scale / output.scale
+    low, high = MULTIPLIER_RANGE
+    wrong = ~((multiplier >= low) & (multiplier < high))
+    if wrong.any():
+        channel, others = int(wrong.argmax()), int(wrong.sum()) - 1
+        more = f" (and of {others} other channels)" if others else ""
+        yield (
+            f"{operation.label}: requantization multiplier {multiplier[channel]:.6g} of channel "
+            f"{channel}{more} is outside [2^-32, 256): scales {source.scale[0]:.6g} * "
+            f"{weights.scale[channel]:.6g} / {output.scale[0]:.6g}"
+        )
+
+
+def _same_scale(operation, graph) -> Iterable[str]:
+    del graph
+    if operation.op not in SAME_SCALE:
+        return
+    positions = SAME_SCALE[operation.op]
+    sources = [
+        tensor
+        for position, tensor in enumerate(operation.inputs)
+        if tensor is not None and (positions is None or position in positions)
+    ]
+    for target in operation.outputs:
+        # The uint8 concatenation kernel rescales; the others do not.
+        rescales = operation.op == "CONCATENATION" and target.dtype == "uint8"
+        if target.dtype not in QUANTIZED or rescales:
+            continue
+        for source in sources:
+            if source.dtype in QUANTIZED and _map(source) != _map(target):
+                yield (
+                    f"{operation.label}: {source.label} has scale and zero point {_map(source)}, "
+                    f"{target.label} {_map(target)}; {operation.op} does not rescale"
+                )
+
+
+def _map(tensor) -> tuple[float, int] | None:
+    """Returns (scale, zero point) of a per-tensor quantized tensor, None for any other."""
+    if tensor.scale.size != 1:
+        return None
+    zero_point = int(tensor.zero_point[0]) if tensor.zero_point.size else 0
+    return float(tensor.scale[0]), zero_point
+
+
+def _fixed(operation, graph) -> Iterable[str]:
+    del graph
+    output = operation.outputs[0]
+    expected = FIXED_OUTPUT.get(operation.op, {}).get(output.dtype)
+    if expected is not None and _map(output) != expected:
+        yield (
+            f"{operation.label}: output scale and zero point {_map(output)}, kernels assume "
+            f"{expected}"
+        )
+
+
+def _version(operation, graph) -> Iterable[str]:
+    del graph
+    inputs = [tensor for tensor in operation.inputs if tensor is not None]
+    # QUANTIZE: every version knows 8-bit codes.  The table is that of int8 activations.
+    if operation.op not in tflite_file.OPTIONS or operation.op == "QUANTIZE" or not inputs:
+        return
+    if inputs[0].dtype != "int8" or operation.outputs[0].dtype not in ("int8", "float32"):
+        return
+    needed = _needed_version(operation, inputs)
+    if needed is not None and operation.version < needed:
+        yield (
+            f"{operation.label}: operator version {operation.version}, int8 needs {needed}: an old "
+            "runtime would load and misread it"
+        )
+
+
+def _needed_version(operation, inputs) -> int | None:
+    tensors = {
+        str(tensor.index): integer_graph.Tensor(
+            str(tensor.index),
+            tensor.shape,
+            tensor.dtype,
+            integer_graph.Quantization(tensor.scale, np.zeros(tensor.scale.shape, np.int64)),
+        )
+        for tensor in (*inputs, *operation.outputs)
+    }
+    keep = getattr(operation.options, "keepNumDims", False)
+    node = integer_graph.Node(
+        operation.op,
+        operation.label,
+        tuple(str(tensor.index) for tensor in inputs),
+        tuple(str(tensor.index) for tensor in operation.outputs),
+        {"keep_num_dims": bool(keep)},
+    )
+    try:
+        with np.errstate(all="ignore"):
+            return tflite_file.operator_version(node, tensors)
+    except ValueError:  # MUL of a tensor without exactly one scale, which has a fault of its own
+        return None
+
+
+# --- notes --------------------------------------------------------------------------------------
+
+
+def notes(content: bytes, name: str = "model") -> list[str]:
+    """Returns lines about a `.tflite` file that are no faults: its size, its origin, its kernels.
+
+    Raises:
+      TFLiteFileError: where the bytes are no `.tflite` file at all.
+    """
+    model = tflite_file.parse(content, name)
+    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    dtypes = Counter(tflite_file.DTYPE_NAMES.get(tensor.type, "unknown") for tensor in tensors)
+    counts = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
+    operations = sum(len(_sequence(subgraph.operators)) for subgraph in model.subgraphs)
+    found = [f"{len(content)} bytes, {operations} operations, {len(tensors)} tensors: {counts}"]
+    facts = manifest(content)
+    if facts is None:
+        found.append("not written by lowbit")
+    else:
+        versions = facts.get("versions")
+        version = versions.get("lowbit", "") if isinstance(versions, Mapping) else ""
+        keys = [key for key in ("scheme", "preprocess", "io") if key in facts]
+        rest = ", ".join(f"{key} {facts[key]}" for key in keys)
+        found.append(f"written by lowbit {version}: {rest}".rstrip(" :"))
+    return found + _placement_notes(content, name)
+
+
+def manifest(content: bytes) -> dict | None:
+    """Returns what lowbit stored in the file; None for another tool's, or where it is damaged."""
+    try:
+        facts = tflite_file.read_manifest(content)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return facts if isinstance(facts, dict) and facts else None
+
+
+def _placement_notes(content, name) -> list[str]:
+    try:
+        graph = tflite_file.read(content, name)
+    except tflite_file.TFLiteFileError as error:
+        return [f"kernels unknown: {' '.join(str(error).split())}"]
+    found, delegated, unknown = [], 0, 0
+    for number, node in enumerate(graph.nodes):
+        try:
+            kernel, reason = kernels.placement_of(graph, node)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            kernel, reason = "unknown", ""
+        if node.op not in tflite_file.OPTIONS or not _eight_bit(graph, node):
+            kernel = "unknown"
+        delegated += kernel == "xnnpack"
+        unknown += kernel == "unknown"
+        if kernel in ("builtin", "refused"):
+            found.append(f"{node.op} {number}: {_KERNEL_TEXTS[kernel]}: {reason}")
+    text = f"{delegated} of {len(graph.nodes)} operations run in the XNNPACK delegate"
+    return [f"{text}, {unknown} are not known" if unknown else text, *found]
+
+
+_KERNEL_TEXTS = {
+    "builtin": "built-in kernel instead of XNNPACK",
+    "refused": "the default interpreter refuses the whole model",
+}
+
+
+def _eight_bit(graph, node) -> bool:
+    names = (*node.inputs[:1], *node.outputs[:1])
+    dtypes = [graph.tensors[name].dtype for name in names]
+    return any(dtype in ("int8", "uint8") for dtype in dtypes) and "int16" not in dtypes
