@@ -82,7 +82,9 @@ def compare(config: Config) -> dict:
             outputs = {}
             for name, runner in runners.items():
                 codes = _input_codes(graph, x)
-                outputs[name] = np.concatenate([runtimes.invoke(runner, row[None]) for row in codes])
+                outputs[name] = np.concatenate(
+                    [runtimes.invoke(runner, row[None]) for row in codes]
+                )
                 simulated = kernels.run(graph, {graph.inputs[0]: codes}, name)[graph.outputs[0]]
                 _count(name, simulated, outputs[name], differing, worst)
             _count("between", outputs["xnnpack"], outputs["reference"], differing, worst)
@@ -207,5 +209,10 @@ def _merged(rows, more):
     ]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     cli.run(compare, Config)
+
+
+if __name__ == "__main__":
+    main()

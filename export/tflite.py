@@ -1,6 +1,6 @@
 """Export: a quantized `.keras` model becomes a fully integer `.tflite` file.
 
-    python -m export.tflite --model=ptq.keras --output=model.tflite
+python -m export.tflite --model=ptq.keras --output=model.tflite
 """
 
 import dataclasses
@@ -81,5 +81,10 @@ def _verify(graph, content):
             raise AssertionError(f"tensor {name} did not survive writing")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     cli.run(export, Config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Batch-norm folding (NumPy): batch norm after a convolution becomes part of it.
 
-    w' = w * gamma / sqrt(variance + epsilon)                           whitepaper eq. 20
-    b' = beta + (b - mean) * gamma / sqrt(variance + epsilon)           whitepaper eq. 21
+w' = w * gamma / sqrt(variance + epsilon)                           whitepaper eq. 20
+b' = beta + (b - mean) * gamma / sqrt(variance + epsilon)           whitepaper eq. 21
 """
 
 import numpy as np

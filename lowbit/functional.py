@@ -103,7 +103,9 @@ def trace(model: keras.Model) -> Trace:
 def _functional(model, prefix):
     if isinstance(model, keras.Sequential):
         if not model.built:
-            raise UnsupportedModelError(f"model {prefix}{model.name} is not built; give it an Input")
+            raise UnsupportedModelError(
+                f"model {prefix}{model.name} is not built; give it an Input"
+            )
         return model._functional
     if not hasattr(model, "_nodes_by_depth"):
         raise UnsupportedModelError(

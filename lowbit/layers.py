@@ -26,7 +26,6 @@ from keras import ops
 
 from lowbit import affine, fakequant, quantizers
 
-
 # |gamma| below which a channel's statistics cannot be read off its quantized output: with 8-bit
 # per-tensor weights such a channel rounds to zero as soon as gamma is 1/127 of the largest.
 GAMMA_FLOOR = 1e-3
@@ -61,8 +60,9 @@ class _QuantizedWeights:
         self.batch_norm = batch_norm
         self.batch_norm_frozen = batch_norm_frozen
         self.weights_enabled = weights_enabled
-        # Functions that a QuantizedModel sets: the scales of the quantizers before and behind.
-        self.input_scale = self.output_scale = None
+        # The quantizers before and behind, as functions that return them, set by a QuantizedModel.
+        # Keras would take an attribute that is itself a layer for a sublayer.
+        self.input_quantizer = self.output_quantizer = _no_quantizer
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -92,44 +92,27 @@ class _QuantizedWeights:
         # by a square root into a product with rsqrt, one bit off what NumPy and the file hold.
         return ops.maximum(deviation, 1e-30)
 
-    def kernel_scale(self, kernel, bias=None):
+    def kernel_scale(self, kernel, bias=None, input_scale=None):
         """Returns float32 (scale, zero_point) for a folded kernel: scalars, or (channels,).
 
-        From the kernel's smallest and largest value; where the input's scale and a bias are given,
-        at least so large that the bias fits its int32 grid (`affine.minimum_weight_scale`).
+        From the kernel's smallest and largest value; where the input's scale is given, at least so
+        large that the bias fits its int32 grid (`affine.minimum_weight_scale`).
         """
         flat = ops.reshape(ops.stop_gradient(kernel), (-1, self.output_channels()))
         axis = None if self.weight_spec.axis is None else 0
         low, high = ops.min(flat, axis=axis), ops.max(flat, axis=axis)
         scale, zero_point = fakequant.scale_and_zero_point(low, high, self.weight_spec)
-        input_scale = None if bias is None or self.input_scale is None else self.input_scale()
         if input_scale is not None and self.weight_spec.symmetric:
-            limit = ops.stop_gradient(input_scale) * float(affine.BIAS_LIMIT)
+            limit = input_scale * float(affine.BIAS_LIMIT)
             floor = fakequant.round_scale(ops.abs(ops.stop_gradient(bias)) / limit)
             scale = ops.maximum(scale, floor if axis == 0 else ops.max(floor))
         return scale, zero_point
 
-    def quantize_kernel(self, kernel, bias=None):
-        """Returns the folded kernel quantized and back; `bias` as for `kernel_scale`."""
-        if self.weight_spec is None or not self.weights_enabled:
-            return kernel
-        scale, zero_point = self.kernel_scale(kernel, bias)
+    def quantize_kernel(self, kernel, scale, zero_point):
+        """Returns the folded kernel quantized with `kernel_scale`'s result, and back."""
         flat = ops.reshape(kernel, (-1, self.output_channels()))
         quantized = fakequant.fake_quantize_weights(flat, scale, zero_point, self.weight_spec)
         return ops.reshape(quantized, kernel.shape)
-
-    def quantize_bias(self, bias, kernel):
-        """Returns the bias on its int32 grid, scale s_in * s_w; its gradient passes straight through.
-
-        Without it 0.2% of a convolution's codes would differ from the kernel's by one, with it
-        0.01%.  Needs `input_scale`, which a QuantizedModel provides.
-        """
-        input_scale = None if self.input_scale is None else self.input_scale()
-        if input_scale is None or self.weight_spec is None or not self.weights_enabled:
-            return bias
-        weight_scale, _ = self.kernel_scale(kernel, bias)
-        scale = ops.stop_gradient(input_scale) * weight_scale
-        return bias + ops.stop_gradient(ops.round(bias / scale) * scale - bias)
 
     def folded(self):
         """Returns the float kernel and bias (channels,) with batch norm's moving statistics in."""
@@ -143,23 +126,29 @@ class _QuantizedWeights:
     def call(self, x, training=None):
         if training and self.batch_norm is not None and not self.batch_norm_frozen:
             return self._call_with_batch_statistics(x)
-        if not training and self._is_integer():
-            return self._call_in_integers(x)
         kernel, bias = self.folded()
-        y = self.linear(x, self.quantize_kernel(kernel, bias))
-        if not self.use_bias and self.batch_norm is None:
+        has_bias = self.use_bias or self.batch_norm is not None
+        if self.weight_spec is None or not self.weights_enabled:
+            y = self.linear(x, kernel)
+            return y + bias if has_bias else y
+        input_scale = _scale_of(self.input_quantizer())
+        scale, zero_point = self.kernel_scale(kernel, bias, input_scale)
+        if input_scale is not None and self.weight_spec.symmetric and not training:
+            output_scale = _scale_of(self.output_quantizer())
+            if output_scale is not None:
+                return self._call_in_integers(x, kernel, bias, input_scale, scale, output_scale)
+        y = self.linear(x, self.quantize_kernel(kernel, scale, zero_point))
+        if not has_bias:
             return y
-        return y + self.quantize_bias(bias, kernel)
+        if input_scale is not None:
+            # The int32 grid of the bias: without it 0.2% of the codes would differ from the
+            # kernel's by one, with it one in a million.  Its gradient passes straight through.
+            step = ops.stop_gradient(input_scale) * scale
+            bias = bias + ops.stop_gradient(ops.round(bias / step) * step - bias)
+        return y + bias
 
-    def _is_integer(self) -> bool:
-        """Whether the layer stands between two enabled quantizers, as in the exported file."""
-        if self.weight_spec is None or not self.weight_spec.symmetric or not self.weights_enabled:
-            return False
-        scales = (self.input_scale, self.output_scale)
-        return all(scale is not None and scale() is not None for scale in scales)
-
-    def _call_in_integers(self, x):
-        """Inference: the XNNPACK kernel's own arithmetic, so that Keras gives its codes exactly.
+    def _call_in_integers(self, x, kernel, bias, input_scale, scale, output_scale):
+        """Inference between two quantizers: the XNNPACK kernel's own arithmetic, code for code.
 
             accumulator = conv(x / s_in, kernel codes) + bias codes      exact below 2**24
             y = rint(accumulator * (s_in * s_w / s_out)) * s_out         float32, as the kernel
@@ -167,9 +156,6 @@ class _QuantizedWeights:
         In floats one code in a million falls on the other side of a tie, and a deep network makes
         of three such codes a difference in 90% of its logits (MobileNet-v2, measured).
         """
-        input_scale, output_scale = self.input_scale(), self.output_scale()
-        kernel, bias = self.folded()
-        scale, _ = self.kernel_scale(kernel, bias)
         flat = ops.reshape(kernel, (-1, self.output_channels()))
         lowest, highest = affine.integer_bounds(self.weight_spec)
         codes = ops.clip(ops.round(flat / scale), lowest, highest)
@@ -189,10 +175,14 @@ class _QuantizedWeights:
         factor = ops.stop_gradient(ops.where(alive, self.gamma, 1.0) / deviation)
         scaled = self.scale_channels(self.kernel, factor)
         # The range is that of the weights as inference folds them, dead channels near zero.
-        inference_scaled = self.scale_channels(self.kernel, ops.stop_gradient(self.gamma) / deviation)
-        quantized = self.quantize_kernel(inference_scaled)
-        alive_kernel = self.scale_channels(ops.ones_like(self.kernel), ops.cast(alive, "float32"))
-        z = self.linear(x, ops.where(alive_kernel > 0, quantized, scaled))
+        inference_scaled = self.scale_channels(
+            self.kernel, ops.stop_gradient(self.gamma) / deviation
+        )
+        if self.weight_spec is not None and self.weights_enabled:
+            quantized = self.quantize_kernel(inference_scaled, *self.kernel_scale(inference_scaled))
+            alive_kernel = self.scale_channels(ops.ones_like(scaled), ops.cast(alive, "float32"))
+            scaled = ops.where(alive_kernel > 0, quantized, scaled)
+        z = self.linear(x, scaled)
 
         axes = tuple(range(len(z.shape) - 1))
         z_mean, z_variance = ops.moments(z, axes=axes)
@@ -276,27 +266,29 @@ class QuantizedModel(keras.Model):
         super().__init__(*args, **kwargs)
         for layer in weighted_layers(self):
             nodes = layer._inbound_nodes
-            before = {quantizers.quantizer_before(node.arguments.keras_tensors[0]) for node in nodes}
+            before = {
+                quantizers.quantizer_before(node.arguments.keras_tensors[0]) for node in nodes
+            }
             after = {quantizers.quantizer_after(node.outputs[0]) for node in nodes}
-            layer.input_scale = _scale_function(before)
-            layer.output_scale = _scale_function(after)
+            layer.input_quantizer = _one_of(before)
+            layer.output_quantizer = _one_of(after)
 
 
-def _scale_function(found: set):
-    """Returns a function from nothing to a float32 scale; None where the quantizer is switched off.
+def _no_quantizer():
+    return None
 
-    A closure, because Keras would take an attribute that is a layer for a sublayer.
-    """
+
+def _one_of(found: set):
+    """Returns a function that returns the one quantizer found, or None."""
     quantizer = found.pop() if len(found) == 1 else None
-    if quantizer is None or quantizer.spec is None:
+    return lambda: quantizer
+
+
+def _scale_of(quantizer):
+    """Returns the float32 scale of a quantizer that is switched on, else None."""
+    if quantizer is None or quantizer.spec is None or not quantizer.enabled:
         return None
-
-    def scale():
-        if not quantizer.enabled:
-            return None
-        return fakequant.scale_and_zero_point(*quantizer.range(), quantizer.spec)[0]
-
-    return scale
+    return ops.stop_gradient(fakequant.scale_and_zero_point(*quantizer.range(), quantizer.spec)[0])
 
 
 def weighted_layers(model: keras.Model) -> list[keras.layers.Layer]:

@@ -18,6 +18,7 @@ from lowbit.functional import UnsupportedModelError
 MULTIPLIER_LIMIT = 256.0
 SMALLEST_MULTIPLIER = 2.0**-32
 
+
 @dataclasses.dataclass(frozen=True)
 class _Pending:
     """An operation whose output's scale is not known yet; `finish` adds its node."""

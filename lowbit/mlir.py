@@ -49,7 +49,8 @@ def _twin(graph):
 
     def fake_quantize(x, tensor):
         low, high = (
-            affine.dequantize(np.array(code), tensor.scale, tensor.zero_point) for code in (-128, 127)
+            affine.dequantize(np.array(code), tensor.scale, tensor.zero_point)
+            for code in (-128, 127)
         )
         return tf.quantization.fake_quant_with_min_max_vars(x, float(low), float(high))
 
@@ -95,7 +96,9 @@ def _weights(node, graph, as_convolution=False):
 
     tensor, bias = (graph.tensors[key] for key in node.inputs[1:3])
     codes, scale = tensor.data, tensor.quantization.scale
-    real = affine.dequantize(codes, scale, np.zeros(scale.shape, np.int64), tensor.quantization.axis)
+    real = affine.dequantize(
+        codes, scale, np.zeros(scale.shape, np.int64), tensor.quantization.axis
+    )
     if tensor.quantization.axis == 0 or node.op != "DEPTHWISE_CONV_2D":
         real = np.moveaxis(real, 0, -1)
     if as_convolution:

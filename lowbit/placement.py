@@ -141,7 +141,9 @@ def _check_supported(call, trace):
         )
     for weight in layer.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise UnsupportedModelError(f"layer {call.name}: its {weight.name} holds NaN or infinity")
+            raise UnsupportedModelError(
+                f"layer {call.name}: its {weight.name} holds NaN or infinity"
+            )
 
 
 def _activation_name(function, layer_name) -> str | None:
@@ -187,9 +189,7 @@ def _read_weighted(kind, kernel="kernel"):
         weights = {"kernel": keras.ops.convert_to_numpy(getattr(layer, kernel))}
         if layer.use_bias:
             weights["bias"] = keras.ops.convert_to_numpy(layer.bias)
-        operation = Operation(
-            kind, call.name, inputs, call.output, layer, weights, label=call.name
-        )
+        operation = Operation(kind, call.name, inputs, call.output, layer, weights, label=call.name)
         return _with_activation(operation, layer, call.output, fresh)
 
     return read_layer
@@ -251,9 +251,7 @@ def _read_relu(call, inputs, fresh):
             f"threshold={limits[1]}); allowed are max_value None or 6 without slope and threshold"
         )
     activation = "relu" if maximum is None else "relu6"
-    return [
-        _activation_operation(activation, call.name, inputs[0], call.output, layer, call.name)
-    ]
+    return [_activation_operation(activation, call.name, inputs[0], call.output, layer, call.name)]
 
 
 def _read_activation(call, inputs, fresh):
@@ -270,7 +268,9 @@ def _read_softmax(call, inputs, fresh):
         raise UnsupportedModelError(
             f"layer {call.name} is a Softmax over axis {call.layer.axis}; only the last is allowed"
         )
-    return [_activation_operation("softmax", call.name, inputs[0], call.output, call.layer, call.name)]
+    return [
+        _activation_operation("softmax", call.name, inputs[0], call.output, call.layer, call.name)
+    ]
 
 
 def _read_kept(kind):
@@ -346,9 +346,7 @@ def merge_rescaling(network: Network) -> Network:
             replaced[operation.name] = None
             replaced[reader.name] = _scaled_reader(reader, scale, offset, operation.inputs)
         else:
-            replaced[operation.name] = _rescaling_as_depthwise(
-                network, operation, scale, offset
-            )
+            replaced[operation.name] = _rescaling_as_depthwise(network, operation, scale, offset)
     operations = (replaced.get(operation.name, operation) for operation in network.operations)
     return dataclasses.replace(
         network, operations=tuple(operation for operation in operations if operation is not None)
@@ -530,9 +528,7 @@ def fuse_activations(network: Network) -> Network:
 # --- build --------------------------------------------------------------------------------------
 
 
-def build(
-    network: Network, scheme: spec_lib.Scheme, range_mode: str, decay: float
-) -> keras.Model:
+def build(network: Network, scheme: spec_lib.Scheme, range_mode: str, decay: float) -> keras.Model:
     """Returns the Keras model of the operations, a quantizer after each that computes new values."""
     trace = network.trace
     groups = _tied_groups(network)

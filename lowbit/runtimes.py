@@ -30,7 +30,10 @@ def run_keras(model: keras.Model, batches: Iterable[np.ndarray]) -> Iterator[np.
 
 
 def run_litert(
-    content: bytes, batches: Iterable[np.ndarray], kernels: str = "xnnpack", threads: int | None = None
+    content: bytes,
+    batches: Iterable[np.ndarray],
+    kernels: str = "xnnpack",
+    threads: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the dequantized outputs of a `.tflite` file; one interpreter for each core.
 

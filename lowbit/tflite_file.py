@@ -16,7 +16,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from lowbit import integer_graph
 
-MANIFEST_NAME = "lowbit"  # of the metadata entry that holds preprocess, scheme and versions, as JSON
+MANIFEST_NAME = (
+    "lowbit"  # of the metadata entry that holds preprocess, scheme and versions, as JSON
+)
 FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16  # schema.fbs: Buffer.data is force_align: 16, so that weights can be mapped
 
@@ -76,9 +78,7 @@ OPTIONS = {
 }
 
 
-def operator_version(
-    node: integer_graph.Node, tensors: Mapping[str, integer_graph.Tensor]
-) -> int:
+def operator_version(node: integer_graph.Node, tensors: Mapping[str, integer_graph.Tensor]) -> int:
     """Returns the version that the node's dtypes and attributes need (TFLite's op_version.cc)."""
     dtype = tensors[node.inputs[0]].dtype
     if dtype == "float32" or node.op == "RESHAPE":
@@ -148,7 +148,9 @@ def write(graph: integer_graph.IntegerGraph, manifest: Mapping | None = None) ->
         content = json.dumps(dict(manifest), sort_keys=True).encode()
         _add_metadata(model, MANIFEST_NAME, content)
 
-    builder = flatbuffers.Builder(sum(_size_bytes(tensor) for tensor in graph.tensors.values()) + 65536)
+    builder = flatbuffers.Builder(
+        sum(_size_bytes(tensor) for tensor in graph.tensors.values()) + 65536
+    )
     builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
     return bytes(builder.Output())
 
@@ -179,7 +181,9 @@ def _write_tensor(tensor, model):
 
 def _write_operator(node, graph, indices, codes, model):
     if node.op not in OPTIONS:
-        raise ValueError(f"node {node.name}: no writer for {node.op}; known are {', '.join(OPTIONS)}")
+        raise ValueError(
+            f"node {node.name}: no writer for {node.op}; known are {', '.join(OPTIONS)}"
+        )
     key = (node.op, operator_version(node, graph.tensors))
     if key not in codes:
         code = schema.OperatorCodeT()

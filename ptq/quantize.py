@@ -1,6 +1,6 @@
 """Post-training quantization: places quantizers, calibrates them on images, saves `.keras`.
 
-    python -m ptq.quantize --model=float.keras --preprocess=tf --dataset=images.zip --output=ptq.keras
+python -m ptq.quantize --model=float.keras --preprocess=tf --dataset=images.zip --output=ptq.keras
 """
 
 import dataclasses
@@ -113,7 +113,8 @@ def describe(model) -> list[dict]:
                 text, sqnr = "float", None
             else:
                 kernel, _ = layer.folded()
-                sqnr = affine.sqnr_db(kernel, layer.quantize_kernel(kernel))
+                scale = layer.kernel_scale(kernel)
+                sqnr = affine.sqnr_db(kernel, layer.quantize_kernel(kernel, *scale))
                 kind = "per tensor" if weights.axis is None else "per channel"
                 text = f"{weights.bits} bit {kind}"
             rows.append(
@@ -133,5 +134,10 @@ def describe(model) -> list[dict]:
     return rows
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     cli.run(quantize, Config)
+
+
+if __name__ == "__main__":
+    main()

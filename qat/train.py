@@ -84,8 +84,9 @@ class Config:
     )
     quant_delay: int = cli.field(0, "Steps before activations are quantized.")
     freeze_batch_norm_step: int | None = cli.field(
-        None, "From here on batch norm uses its frozen averages; default: 0 for given weights, half "
-        "of the run where the float model was trained here."
+        None,
+        "From here on batch norm uses its frozen averages; default: 0 for given weights, half "
+        "of the run where the float model was trained here.",
     )
     freeze_range_step: int | None = cli.field(
         None, "From here on moving ranges stay; default: three quarters of the run."
@@ -151,7 +152,10 @@ def train(config: Config) -> dict:
             count = min(config.calibration_images, len(training_images))
             with progress.bar("calibrating", count) as update:
                 calibration.calibrate(
-                    quantized, stream.calibration(count), ranges.estimator(config.calibrator), update
+                    quantized,
+                    stream.calibration(count),
+                    ranges.estimator(config.calibrator),
+                    update,
                 )
         manifest.save_model(quantized, ptq_path, facts)
 
@@ -241,9 +245,7 @@ def _load_float(config, training_images):
     if config.model in models.ZOO:
         alpha = alpha or _small_alpha(config)
         input_size = input_size or models.SMALL.get(config.dataset, (None,))[0]
-    return models.load(
-        config.model, config.weights, training_images.num_classes, input_size, alpha
-    )
+    return models.load(config.model, config.weights, training_images.num_classes, input_size, alpha)
 
 
 def _fit_batch_norm_momentum(model, steps):
@@ -507,5 +509,10 @@ def _evaluate(config, output_dir, images, preprocess):
     return rows, row
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     cli.run(train, Config)
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,7 @@ RUNNERS = {"eager": run_eagerly, "graph": run_in_graph, "xla": run_in_xla}
 
 
 @pytest.mark.parametrize("one", SCHEME_SPECS, ids=str)
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ["eager", "graph"])
 def test_scale_has_the_same_bits(one, runner, rng):
     compute = RUNNERS[runner](lambda low, high: fakequant.scale_and_zero_point(low, high, one))
     low = -np.abs(rng.normal(0, 10.0 ** rng.uniform(-6, 6, 200)))
@@ -63,7 +63,7 @@ def test_scale_has_the_same_bits(one, runner, rng):
         (low, high),  # spread over 12 decades: some channels are at the floor
         (low[:3] * 0, high[:3] * 0),
         *((np.float32(a), np.float32(b)) for a, b in PER_TENSOR_RANGES),
-        *zip(low[30:60], high[30:60], strict=True),
+        *zip(low[30:40], high[30:40], strict=True),
     ):
         low_and_high = [np.asarray(bound, np.float32) for bound in bounds]
         scale, zero_point = affine.scale_and_zero_point(*low_and_high, one)
@@ -73,8 +73,23 @@ def test_scale_has_the_same_bits(one, runner, rng):
 
 
 @pytest.mark.parametrize("one", SCHEME_SPECS, ids=str)
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("runner", RUNNERS)
+def test_a_compiler_does_not_change_the_scale(one, runner, rng):
+    # A graph optimizer may turn x / 255 into x * (1 / 255): another bit in every third quotient,
+    # which moves one in 250 scales of 16 bits.
+    low = -rng.uniform(0, 1, 50_000).astype(np.float32)
+    high = rng.uniform(1, 8, 50_000).astype(np.float32)
+    scale, zero_point = affine.scale_and_zero_point(low, high, one)
+    compute = RUNNERS[runner](lambda low, high: fakequant.scale_and_zero_point(low, high, one))
+    found, found_zero_point = compute(tf.constant(low), tf.constant(high))
+    np.testing.assert_array_equal(found.numpy(), scale)
+    np.testing.assert_array_equal(found_zero_point.numpy(), zero_point)
+
+
+@pytest.mark.parametrize("one", SCHEME_SPECS, ids=str)
+@pytest.mark.parametrize(
+    "runner, compiled", [("eager", False), ("eager", True), ("graph", True), ("xla", False)]
+)
 def test_per_tensor_has_the_same_bits(one, compiled, runner, rng):
     compute = RUNNERS[runner](
         lambda x, low, high: fakequant.fake_quantize(x, low, high, one, compiled=compiled)
@@ -90,8 +105,9 @@ def test_per_tensor_has_the_same_bits(one, compiled, runner, rng):
 
 
 @pytest.mark.parametrize("one", SCHEME_SPECS, ids=str)
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize(
+    "runner, trainable", [("eager", True), ("graph", False), ("xla", True)]
+)
 def test_per_channel_has_the_same_bits(one, runner, trainable, rng):
     one = dataclasses.replace(one, axis=-1)
     x = (rng.normal(size=(3, 3, 4, 7)) * 10.0 ** np.array([0, -1, 1, -3, 2, -30, 0])).astype("f4")
@@ -167,8 +183,7 @@ def restated_gradients(x, upstream, bounds, one, activation):
 
 @pytest.mark.parametrize("activation", fakequant.ACTIVATIONS)
 @pytest.mark.parametrize("bounds", [(-2.0, 4.0), (-3.0, 9.0), (0.0, 5.0), (0.0, 6.1)], ids=str)
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("runner", ["eager", "graph"])
+@pytest.mark.parametrize("runner, compiled", [("eager", False), ("graph", True)])
 def test_gradients(activation, bounds, compiled, runner, rng):
     bounds = tuple(np.float32(bound) for bound in bounds)
     x = rng.uniform(-5, 12, 2000).astype(np.float32)

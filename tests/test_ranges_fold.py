@@ -61,8 +61,9 @@ def test_percentile_is_within_a_bin_of_sorting(percentile, rng):
     assert np.abs(everything).max() <= limit < 2 * np.abs(everything).max()
     width = 2 * limit / estimator.bins
     lowest_kept, highest_kept = everything[outside], everything[-1 - outside]
-    assert low <= lowest_kept <= low + width
-    assert high - width <= highest_kept <= high
+    # (100 - 99.9) / 200 is not exact: the end may lie in the bin of the value next to it.
+    assert low <= lowest_kept and everything[outside - 1] <= low + width
+    assert high >= highest_kept and everything[-outside] >= high - width
     expected = np.percentile(everything, [(100 - percentile) / 2, (100 + percentile) / 2])
     np.testing.assert_allclose((lowest_kept, highest_kept), expected, rtol=5e-3)
     # No more than the stated share is cut off.

@@ -24,8 +24,6 @@ TAKES_ALPHA = ("mobilenet_v1", "mobilenet_v2")
 SMALL = {"digits": (48, 0.35)}
 
 
-
-
 def build(
     name: str, classes: int, input_size: int | None = None, alpha: float | None = None
 ) -> keras.Model:
