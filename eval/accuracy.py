@@ -39,6 +39,9 @@ class Config:
     )
     kernels: str = cli.field("xnnpack", "Of litert and simulator.", choices=runtimes.KERNELS)
     reference: str | None = cli.field(None, "A second model to compare with, float for example.")
+    reference_kernels: str | None = cli.field(
+        None, "Kernels of a .tflite reference; default: as --kernels.", choices=runtimes.KERNELS
+    )
     reference_preprocess: str | None = cli.field(None, "Its normalization; default: as saved.")
     batch_size: int = cli.field(16, "Images at a time.")
     output_dir: str = cli.field("results", "Where accuracy.csv gets its row.")
@@ -78,7 +81,7 @@ def evaluate(config: Config) -> dict:
         other = load(
             config.reference,
             kind,
-            config.kernels,
+            config.reference_kernels or config.kernels,
             config.reference_preprocess or (config.preprocess if kind == "keras" else None),
         )
         theirs = outputs_of(other, dataset, count, config.batch_size, "reference")

@@ -67,5 +67,10 @@ def check(config: Config) -> dict:
     return row
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     cli.run(check, Config)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ python -m export.tflite --model=ptq.keras --output=model.tflite
 import dataclasses
 import time
 
-from lowbit import boundary, cli, files, lowering, manifest, mlir, tflite_file
+from lowbit import boundary, cli, files, lint, lowering, manifest, mlir, tflite_file
 from lowbit.data import preprocess as preprocessing
 
 
@@ -45,10 +45,13 @@ def export(config: Config) -> dict:
         graph = boundary.with_float_io(graph)
     stored = facts | {"preprocess": preprocess, "io": config.io, "route": config.route}
     if config.route == "mlir":
-        content = mlir.convert(graph)
+        content = tflite_file.with_manifest(mlir.convert(graph), stored)
     else:
         content = tflite_file.write(graph, stored)
         _verify(graph, content)
+    faults = lint.faults(content, config.output, config.io)
+    if faults:
+        raise ValueError(f"the file would have {len(faults)} faults, the first: {faults[0]}")
     files.save_bytes(content, config.output)
     return {
         "tool": "export.tflite",

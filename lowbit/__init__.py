@@ -14,10 +14,12 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     functional, placement  float model to quantized model
     calibration    ranges from images
     lowering       quantized model to integer graph
-    tflite_file    integer graph to `.tflite` and back
+    tflite_file, lint  integer graph to `.tflite` and back; faults of any file
     boundary, mlir         uint8 and float32 input and output; the MLIR route
     data, models   images; networks
-    results, progress, manifest, cli    rows, bars, saved files, commands
+    files, results, plots, progress    files written whole; rows, pictures, bars
+    runtimes       a model over images, in Keras, the interpreter or the simulator
+    checkpoint, manifest, cli      saved runs, saved models, commands
 """
 
 import os

@@ -10,8 +10,8 @@ from keras import ops
 from lowbit import affine, layers, quantizers, ranges
 
 # An input range symmetric about zero puts zero half way between two of 256 codes, and with
-# x / 127.5 - 1 every pixel is then a tie, which half to even resolves to every second code.
-# 254 steps instead of 255 put zero on a code and leave pixel and code in step.
+# x / 127.5 - 1 every pixel is then within a hair of a tie: which code it gets is an accident of
+# rounding.  254 steps instead of 255 put zero on a code and every pixel clear of the ties.
 SYMMETRIC_INPUT_STRETCH = 255 / 254
 
 

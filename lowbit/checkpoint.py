@@ -32,7 +32,7 @@ def load(path: str | os.PathLike, stage: str, variables: Sequence[keras.Variable
     if not path.exists():
         return 0
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             if str(content["stage"]) != stage:
                 return 0
             arrays = [content[f"v{index}"] for index in range(len(content.files) - 2)]

@@ -65,8 +65,10 @@ def run(main: Callable, config_class: type) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted")
-    sys.stderr.flush()
-    print(json.dumps(row, sort_keys=False, allow_nan=False), flush=True)
+    try:
+        print(json.dumps(row, allow_nan=False), flush=True)
+    except OSError as error:  # stdout is full or closed
+        fail(f"the result row could not be printed: {error}")
 
 
 def fail(message: str) -> typing.NoReturn:

@@ -176,9 +176,10 @@ def _with_activation(operation, layer, output, fresh):
         return [operation]
     value = next(fresh)
     name = f"{operation.name}_{activation}"
+    # The last tensor is the layer's own output and bears its name; a softmax has one before it.
+    label = f"{operation.name}_logits" if activation == "softmax" else operation.name
     return [
-        dataclasses.replace(operation, output=value),
-        # The tensor is the layer's own output, and bears its name.
+        dataclasses.replace(operation, output=value, label=label),
         _activation_operation(activation, name, value, output, layer, operation.name),
     ]
 

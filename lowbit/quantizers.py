@@ -99,14 +99,20 @@ class ActivationQuantizer(keras.layers.Layer):
 
         Args:
           x: float32, any shape.
-          slot: which slot observes this call; None: the values were quantized by this range
-            before (average pooling) and only need rounding.
+          slot: which slot observes this call; None: x is average pooling's result of values
+            that this range quantized before, and is rounded as that kernel does.
           activation: None, "relu" or "relu6".
           label: the tensor's name in the integer graph; it does not change the result.
         """
         if not self.enabled or self.spec is None:
-            return fakequant.apply_activation(x, activation)
-        if training and self.mode == "moving" and slot is not None:
+            y = fakequant.apply_activation(x, activation)
+            if training and self.mode == "trainable":
+                # A gradient of zero: Keras warns of trainable variables that have none.
+                y = y + 0.0 * (ops.sum(self.minimum) + ops.sum(self.maximum))
+            return y
+        if slot is None:
+            return fakequant.fake_quantize_average(x, *self.range(), self.spec)
+        if training and self.mode == "moving":
             self._observe(x, slot, activation)
         return fakequant.fake_quantize(
             x,

@@ -19,7 +19,9 @@ class MinMax:
 
     def update(self, state, x: np.ndarray):
         low, high = float(x.min()), float(x.max())
-        return (low, high) if state is None else (min(state[0], low), max(state[1], high))
+        if state is not None:  # NumPy's hands NaN on, where Python's min(1.0, nan) is 1.0
+            low, high = float(np.minimum(state[0], low)), float(np.maximum(state[1], high))
+        return low, high
 
     def result(self, state) -> tuple[float, float]:
         return _checked(state)

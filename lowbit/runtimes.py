@@ -150,4 +150,4 @@ def is_tflite(path: str) -> bool:
 def load_graph(path: str) -> tuple[integer_graph.IntegerGraph, dict]:
     """Returns a `.tflite` file's graph and manifest."""
     content = tflite_file.load_bytes(path)
-    return tflite_file.read(content, path), tflite_file.read_manifest(content)
+    return tflite_file.read(content, path), tflite_file.read_manifest(content, path)

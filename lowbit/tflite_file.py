@@ -384,14 +384,39 @@ def _get_option(options, field, attribute):
     return value
 
 
-def read_manifest(content: bytes) -> dict:
-    """Returns the facts that `write` stored, {} for a file of another tool."""
-    model = parse(content)
+def read_manifest(content: bytes, name: str = "model") -> dict:
+    """Returns the facts that `write` stored, {} for a file of another tool.
+
+    Raises:
+      TFLiteFileError: where the file or its facts are damaged.
+    """
+    model = parse(content, name)
     for entry in model.metadata or []:
         if _text(entry.name) == MANIFEST_NAME:
-            data = model.buffers[entry.buffer].data
-            return json.loads(np.asarray(data, np.uint8).tobytes())
+            try:
+                data = model.buffers[entry.buffer].data
+                facts = json.loads(np.asarray(data, np.uint8).tobytes())
+            except (IndexError, TypeError, ValueError) as error:
+                raise TFLiteFileError(f"{name}: damaged manifest: {error}") from error
+            if not isinstance(facts, dict):
+                raise TFLiteFileError(f"{name}: damaged manifest: not a JSON object")
+            return facts
     return {}
+
+
+def with_manifest(content: bytes, manifest: Mapping) -> bytes:
+    """Returns a file of another tool with facts added, as `write` stores them."""
+    model = parse(content)
+    buffers = []
+    for buffer in model.buffers:
+        aligned = _AlignedBuffer()
+        aligned.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
+        buffers.append(aligned)
+    model.buffers, model.metadata = buffers, list(model.metadata or [])
+    _add_metadata(model, MANIFEST_NAME, json.dumps(dict(manifest), sort_keys=True).encode())
+    builder = flatbuffers.Builder(len(content) + 65536)
+    builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
+    return bytes(builder.Output())
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -69,8 +69,10 @@ class Config:
     resume: bool = cli.field(False, "Go on with the run in --output_dir.")
     alpha: float | None = cli.field(None, "For a MobileNet of the zoo; default 1, digits 0.35.")
     input_size: int | None = cli.field(None, "For the zoo, in pixels; default 224, digits 48.")
-    augment: bool = cli.field(True, "Random crops, shifts and mirror images, as suits the data.")
-    float_epochs: int = cli.field(24, "Float training, where the model has no weights.")
+    augment: bool | None = cli.field(
+        None, "Random crops, shifts and mirror images as suits the data; default: all but digits."
+    )
+    float_epochs: int = cli.field(20, "Float training, where the model has no weights.")
     float_learning_rate: float = cli.field(0.05, "Of that training.")
     calibration_images: int = cli.field(100, "Training images that set the ranges at the start.")
     calibrator: str = cli.field("minmax", "Range estimator.", choices=ranges.ESTIMATORS)
@@ -95,9 +97,12 @@ class Config:
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "checkpoint_every", "calibration_images"):
+        counts = ("epochs", "float_epochs", "batch_size", "checkpoint_every", "calibration_images")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps is {self.steps}; at least 1 is needed")
         if self.learning_rate <= 0 or self.float_learning_rate <= 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
         if self.range_decay is not None and not 0 <= self.range_decay < 1:
@@ -272,7 +277,10 @@ class _Stream:
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             start_step=first_step,
-            augment=self.config.augment,
+            # 20 epochs of enlarged digits reach 0.98 as they are, 0.96 when shifted about.
+            augment=self.config.dataset != "digits"
+            if self.config.augment is None
+            else self.config.augment,
             **self.options,
         )
 

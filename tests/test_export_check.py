@@ -20,6 +20,15 @@ CONV = {"strides": (1, 1), "dilations": (1, 1), "padding": "SAME", "activation":
 POOL = {"filter": (2, 2), "strides": (2, 2), "padding": "VALID", "activation": None}
 
 
+# No shrinking: a failure would take a minute to be told.
+BOUNDED = hypothesis.settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
+
+
 # --- a clean network, and one thing changed in it -----------------------------------------------
 
 
@@ -619,7 +628,7 @@ def check_everything(content):
         assert all("\n" not in line for line in lines)
 
 
-@hypothesis.settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(BOUNDED, max_examples=80)
 @hypothesis.given(strategies.integers(0, len(CONTENT) - 1), strategies.integers(1, 255))
 def test_a_changed_byte_never_trips_the_checker(position, change):
     content = bytearray(CONTENT)

@@ -210,13 +210,7 @@ def test_dead_channels_survive(kind, weight_spec, gamma, rng):
     "weight_spec",
     [
         pytest.param(PER_CHANNEL, id="channel"),
-        pytest.param(
-            PER_TENSOR,
-            id="tensor",
-            marks=pytest.mark.xfail(
-                strict=True, reason="GAMMA_FLOOR is absolute: 1e-3 <= gamma < largest / 127"
-            ),
-        ),
+        pytest.param(PER_TENSOR, id="tensor"),
     ],
 )
 def test_statistics_of_a_small_channel_stay_right(kind, weight_spec, rng):

@@ -18,6 +18,15 @@ from lowbit import files, integer_graph, kernels, tflite_file
 MANIFEST = {"scheme": "w8a8", "preprocess": "127.5,127.5", "versions": {"lowbit": "0.1.0"}}
 
 
+# No shrinking: a failure would take a minute to be told.
+BOUNDED = hypothesis.settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
+
+
 # --- graphs -------------------------------------------------------------------------------------
 
 
@@ -350,7 +359,7 @@ def test_a_file_that_lacks_its_last_bytes_gives_no_other_exception():
         read_everything(CONTENT[:length])
 
 
-@hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(BOUNDED, max_examples=200)
 @hypothesis.given(strategies.integers(0, len(CONTENT) - 1), strategies.integers(1, 255))
 def test_a_changed_byte_gives_no_other_exception(position, change):
     content = bytearray(CONTENT)
@@ -358,7 +367,7 @@ def test_a_changed_byte_gives_no_other_exception(position, change):
     read_everything(bytes(content))
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(BOUNDED, max_examples=100)
 @hypothesis.given(strategies.binary(max_size=300))
 def test_noise_behind_the_identifier_gives_no_other_exception(noise):
     read_everything(noise[:4].ljust(4, b"\0") + b"TFL3" + noise[4:])

@@ -1,0 +1,231 @@
+"""The training loop on real images: three models, rows, resume after a kill, errors that cost nothing."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from lowbit import checkpoint, layers, lowering, manifest, quantizers, tflite_file
+from qat import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def small_network(path, softmax=False, dead=False):
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((16, 16, 3))
+    for index, filters in enumerate((8, 12)):
+        x = keras.layers.Conv2D(
+            filters, 3, strides=2, padding="same", use_bias=False, name=f"conv{index}"
+        )(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"bn{index}")(x)
+        x = keras.layers.ReLU(6.0, name=f"relu{index}")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dense(10, name="logits")(x)
+    if softmax:
+        x = keras.layers.Softmax(name="softmax")(x)
+    model = keras.Model(image, x)
+    if dead:
+        model.get_layer("bn0").gamma.assign([0, 1e-12, -0.5, 1, 1, 1, 1, 1])
+    manifest.save_model(model, path, {"preprocess": "tf"})
+    return str(path)
+
+
+def config(tmp_path, **options):
+    defaults = {
+        "model": str(tmp_path / "float_model.keras"),
+        "dataset": "digits",
+        "output_dir": str(tmp_path / "run"),
+        "steps": 12,
+        "batch_size": 16,
+        "limit": 64,
+        "calibration_images": 20,
+        "learning_rate": 0.01,
+        "checkpoint_every": 4,
+    }
+    return train.Config(**(defaults | options))
+
+
+@pytest.mark.parametrize("range_mode", ["moving", "trainable", "frozen"])
+def test_a_run_saves_three_models_and_says_what_they_reach(tmp_path, range_mode):
+    small_network(tmp_path / "float_model.keras", softmax=range_mode == "moving", dead=True)
+    options = {"freeze_batch_norm_step": 6, "quant_delay": 3, "range_mode": range_mode}
+    row = train.train(config(tmp_path, **options))
+    json.dumps(row, allow_nan=False)
+    assert {"top1_float", "top1_ptq", "top1_qat", "images", "seconds", "versions"} <= set(row)
+    run = tmp_path / "run"
+    for name in ("float.keras", "ptq.keras", "qat.keras", "training.png", "results.csv"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").iterdir())
+    assert not (run / "checkpoint.npz").exists()
+    with open(run / "training.csv", newline="") as file:
+        logged = list(csv.DictReader(file))
+    assert [int(line["step"]) for line in logged] == list(range(12))
+
+    model, facts = manifest.load_model(run / "qat.keras")
+    assert facts["preprocess"] == "tf"
+    assert facts["scheme"] == "w8a8"
+    before, _ = manifest.load_model(run / "ptq.keras")
+    moved = [
+        name
+        for name in ("conv0", "conv1", "logits")
+        if not np.array_equal(model.get_layer(name).kernel, before.get_layer(name).kernel)
+    ]
+    assert moved == ["conv0", "conv1", "logits"]
+    ranges = [
+        [[float(bound) for bound in quantizer.range()] for quantizer in found]
+        for found in map(quantizers.activation_quantizers, (model, before))
+    ]
+    assert (ranges[0] != ranges[1]) == (range_mode != "frozen")
+    assert all(layer.batch_norm_frozen for layer in layers.weighted_layers(model))
+    # Training-only modes became plain ranges, and the model exports.
+    assert {q.mode for q in quantizers.activation_quantizers(model)} <= {"frozen", "fixed"}
+    tflite_file.write(lowering.lower(model))
+
+
+@pytest.mark.slow
+def test_float_training_comes_first_where_there_are_no_weights(tmp_path):
+    options = {"model": "mobilenet_v2", "alpha": 0.35, "input_size": 32, "float_epochs": 1}
+    row = train.train(config(tmp_path, steps=1, batch_size=400, limit=16, **options))
+    assert row["alpha"] == 0.35
+    assert row["input_size"] == 32
+    assert row["images"] == 16
+
+
+def test_phases_follow_from_the_step():
+    moved = dataclasses.replace(train.Config(), quant_delay=2, freeze_batch_norm_step=5)
+    phases = train._phases(moved, 20, trained_here=True)
+    assert (phases.quant_delay, phases.freeze_batch_norm_step) == (2, 5)
+    assert phases.freeze_range_step == 15
+    assert train._phases(train.Config(), 20, trained_here=True).freeze_batch_norm_step == 10
+    assert train._phases(train.Config(), 20, trained_here=False).freeze_batch_norm_step == 0
+    # Ten time constants fit before the ranges freeze, whatever the length of the run.
+    for steps in (200, 2_000, 200_000):
+        found = train._phases(train.Config(), steps, trained_here=False)
+        assert found.range_decay ** found.freeze_range_step < 0.001
+
+
+def test_a_decay_too_slow_for_the_run_is_said(caplog):
+    slow = dataclasses.replace(train.Config(), range_decay=0.999)
+    with caplog.at_level("WARNING"):
+        train._phases(slow, 100, trained_here=False)
+    assert "forgets only" in caplog.text
+
+
+def test_nan_stops_the_run_with_its_step_and_keeps_what_was_saved(tmp_path):
+    small_network(tmp_path / "float_model.keras")
+    with pytest.raises(FloatingPointError, match="at step .* of 12; lower --learning_rate"):
+        train.train(config(tmp_path, learning_rate=1e30))
+    assert (tmp_path / "run" / "ptq.keras").exists()
+    assert not (tmp_path / "run" / "qat.keras").exists()
+
+
+def test_an_earlier_run_is_not_overwritten_and_resume_wants_its_flags(tmp_path):
+    (tmp_path / "run").mkdir()
+    small_network(tmp_path / "float_model.keras")
+    with pytest.raises(ValueError, match="no run to --resume"):
+        train.train(config(tmp_path, resume=True))
+    train._record_config(config(tmp_path), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run; --resume it"):
+        train.train(config(tmp_path))
+    with pytest.raises(ValueError, match="--seed is 3, but .* was started with 0"):
+        train.train(config(tmp_path, seed=3, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "no_such_net"}, "neither a zoo name"),
+        ({"model": "missing.keras"}, "no such file"),
+        ({"dataset": "no_such_folder/x"}, "no such file or folder"),
+        ({"preprocess": "nonsense"}, "is not one of"),
+        ({"weights": "w.h5"}, "for zoo names"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path, options, message):
+    small_network(tmp_path / "float_model.keras")
+    with pytest.raises((ValueError, OSError), match=message):
+        train.train(config(tmp_path, **options))
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "learning_rate", "range_decay"])
+def test_impossible_settings_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        train.Config(**{field: -1})
+
+
+def test_checkpoints_come_back_bit_for_bit_and_damage_is_named(tmp_path):
+    values = [np.float32([1e-40, np.pi]), np.float32(3).reshape(()), np.arange(4)]
+    variables = [keras.Variable(value, dtype=value.dtype.name) for value in values]
+    path = tmp_path / "checkpoint.npz"
+    checkpoint.save(path, "QAT", 7, variables)
+    for variable in variables:
+        variable.assign(np.zeros(variable.shape))
+    assert checkpoint.load(path, "float training", variables) == 0
+    assert checkpoint.load(path, "QAT", variables) == 7
+    for variable, value in zip(variables, values, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable), value)
+    with pytest.raises(ValueError, match="holds 3 variables"):
+        checkpoint.load(path, "QAT", variables[:2])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        checkpoint.load(path, "QAT", variables)
+
+
+@pytest.mark.slow
+def test_three_kills_and_resumes_end_in_the_uninterrupted_runs_weights(tmp_path):
+    small_network(tmp_path / "float_model.keras")
+    command = [
+        sys.executable,
+        "-m",
+        "qat.train",
+        f"--model={tmp_path / 'float_model.keras'}",
+        "--steps=400",
+        "--batch_size=16",
+        "--freeze_batch_norm_step=150",
+        "--checkpoint_every=5",
+        "--limit=32",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def start(folder, *more):
+        arguments = [*command, f"--output_dir={tmp_path / folder}", *more]
+        return subprocess.Popen(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+
+    assert start("whole").wait() == 0
+    random = np.random.default_rng()
+    reached = 0
+    for attempt in range(3):
+        process = start("killed", *(["--resume"] if attempt else []))
+        target = int(random.integers(reached + 5, 120 * (attempt + 1)))
+        path = tmp_path / "killed" / "checkpoint.npz"
+        while process.poll() is None:
+            if path.exists():
+                with np.load(path) as content:
+                    reached = int(content["step"])
+                if reached >= target:
+                    time.sleep(float(random.uniform(0, 0.05)))
+                    break
+            time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it was killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        print(f"killed behind the checkpoint of step {reached}")
+    assert start("killed", "--resume").wait() == 0
+    whole, killed = (
+        manifest.load_model(tmp_path / folder / "qat.keras")[0].get_weights()
+        for folder in ("whole", "killed")
+    )
+    for a, b in zip(whole, killed, strict=True):
+        np.testing.assert_array_equal(a.view(np.int32), b.view(np.int32))
