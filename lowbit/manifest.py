@@ -12,13 +12,16 @@ import zipfile
 
 import keras
 
+import lowbit
+import lowbit.layers  # registers the layers that a file may name
+
 MEMBER = "lowbit.json"
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of what a result depends on."""
-    names = ("lowbit", "keras", "tensorflow", "ai-edge-litert", "numpy")
-    found = {}
+    names = ("keras", "tensorflow", "ai-edge-litert", "numpy")
+    found = {"lowbit": lowbit.__version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)
@@ -76,9 +79,6 @@ def load_model(path: str | os.PathLike) -> tuple[keras.Model, dict]:
         raise ValueError(f"{path}: not a .keras file")
     try:
         facts = load_facts(path)
-        # Registers the layers that the file may name.
-        import lowbit.layers  # noqa: F401
-
         model = keras.models.load_model(path, compile=False)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: damaged or cut short: {error}") from error

@@ -43,7 +43,9 @@ def main():
     """Measures every model and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100, help="for calibration")
-    parser.add_argument("--seed", type=int, default=0, help="which images are drawn, in which order")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="which images are drawn, in which order"
+    )
     parser.add_argument("--limit", type=int, default=500, help="test images")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--output", default="results/ptq_peers.csv")

@@ -105,9 +105,7 @@ def test_per_tensor_has_the_same_bits(one, compiled, runner, rng):
 
 
 @pytest.mark.parametrize("one", SCHEME_SPECS, ids=str)
-@pytest.mark.parametrize(
-    "runner, trainable", [("eager", True), ("graph", False), ("xla", True)]
-)
+@pytest.mark.parametrize("runner, trainable", [("eager", True), ("graph", False), ("xla", True)])
 def test_per_channel_has_the_same_bits(one, runner, trainable, rng):
     one = dataclasses.replace(one, axis=-1)
     x = (rng.normal(size=(3, 3, 4, 7)) * 10.0 ** np.array([0, -1, 1, -3, 2, -30, 0])).astype("f4")

@@ -1,4 +1,4 @@
-"""The training loop on real images: three models, rows, resume after a kill, errors that cost nothing."""
+"""The training loop on real images: three models, resume after kills, errors that cost nothing."""
 
 import csv
 import dataclasses
@@ -111,7 +111,7 @@ def test_phases_follow_from_the_step():
     # Ten time constants fit before the ranges freeze, whatever the length of the run.
     for steps in (200, 2_000, 200_000):
         found = train._phases(train.Config(), steps, trained_here=False)
-        assert found.range_decay ** found.freeze_range_step < 0.001
+        assert found.range_decay**found.freeze_range_step < 0.001
 
 
 def test_a_decay_too_slow_for_the_run_is_said(caplog):
