@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ def append_row(path: str | os.PathLike, row: Mapping) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
+    row = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in row.items()}
     writer.writerows([*rows, row])
     files.save_bytes(text.getvalue().encode(), path)
 
