@@ -65,28 +65,28 @@ def quantize(config: Config) -> dict:
     preprocess = preprocessing.parse(text)
     quantized = placement.place(model, spec.scheme(config.scheme))
     count = min(config.calibration_images, len(dataset))
-    batches = pipeline.calibration_batches(
-        dataset,
-        count,
-        seed=config.seed,
-        input_size=model.input_shape[1:3],
-        channels=model.input_shape[3],
-        batch_size=config.batch_size,
-        preprocess=preprocess,
-    )
-    with progress.bar("calibrating", count) as update:
-        images = calibration.calibrate(
-            quantized,
-            (x for x, _ in batches),
-            ranges.estimator(config.calibrator),
-            update,
+    if spec.scheme(config.scheme).activations is None:
+        count = 0  # weights alone need no data (whitepaper section 3.1)
+    else:
+        batches = pipeline.calibration_batches(
+            dataset,
+            count,
+            seed=config.seed,
+            input_size=model.input_shape[1:3],
+            channels=model.input_shape[3],
+            batch_size=config.batch_size,
+            preprocess=preprocess,
         )
+        with progress.bar("calibrating", count) as update:
+            calibration.calibrate(
+                quantized, (x for x, _ in batches), ranges.estimator(config.calibrator), update
+            )
     rows = describe(quantized)
     print(results.table(rows, list(rows[0])), file=sys.stderr)
     facts = facts | {
         "preprocess": text,
         "scheme": config.scheme,
-        "calibration": f"{images} images of {dataset.name}, {config.calibrator}",
+        "calibration": f"{count} images of {dataset.name}, {config.calibrator}",
         "versions": manifest.versions(),
     }
     manifest.save_model(quantized, config.output, facts)
@@ -95,7 +95,7 @@ def quantize(config: Config) -> dict:
         "model": config.model,
         "scheme": config.scheme,
         "dataset": config.dataset,
-        "images": images,
+        "images": count,
         "calibrator": config.calibrator,
         "output": config.output,
         "seconds": round(time.monotonic() - start, 3),
