@@ -84,7 +84,7 @@ def trace(model: keras.Model) -> Trace:
             keywords = {
                 key: argument
                 for key, argument in node.arguments.kwargs.items()
-                if not isinstance(argument, keras.KerasTensor) and argument is not None
+                if not isinstance(argument, keras.KerasTensor)
             }
             name = unique(f"{prefix}{operation.name}")
             calls.append(Call(operation, name, tuple(inputs), value, keywords))
