@@ -1,4 +1,4 @@
-"""Convolution, depthwise convolution and dense with quantized weights and batch norm folded in.
+"""Convolution, depthwise, dense with quantized weights and batch norm folded in; add and mean.
 
 With quantizers off each layer equals its float twin followed by BatchNormalization.
 
@@ -22,6 +22,7 @@ output multiplied by gamma afterwards: its statistics stay right and gamma can g
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from lowbit import affine, fakequant, quantizers
@@ -259,12 +260,73 @@ class QuantizedDense(_QuantizedWeights, keras.layers.Dense):
         return ops.matmul(x, kernel)
 
 
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedAdd(keras.layers.Add):
+    """a + b; in inference between quantizers with XNNPACK's integers, in training in floats.
+
+        r_i = s_i / s_out,  m_i = rint(r_i * 2^n),  n such that the larger m has 21 bits
+        y = floor((a_code * m_a + b_code * m_b) / 2^n + 1/2) * s_out      codes less zero points
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.input_quantizers = self.output_quantizer = _no_quantizer
+
+    def call(self, inputs, training=None):
+        found = self.input_quantizers()
+        if training or found is None or len(inputs) != 2:
+            return super().call(inputs)
+        scales = [_scale_of(quantizer) for quantizer in found]
+        output_scale = _scale_of(self.output_quantizer())
+        if output_scale is None or None in scales:
+            return super().call(inputs)
+        ratios = [scale / output_scale for scale in scales]
+        # 2^(21 - e), where e is frexp's exponent of the larger ratio, made on the floats' bits.
+        bits = ops.view(ops.maximum(*ratios), "int32")
+        exponent = ops.right_shift(bits, 23) - 126
+        power = ops.view(ops.left_shift(21 - exponent + 127, 23), "float32")
+        power = ops.cast(power, "float64")
+        total = 0.5 * power
+        for x, scale, ratio in zip(inputs, scales, ratios, strict=True):
+            multiplier = ops.round(ops.cast(ratio, "float64") * power)
+            total = total + ops.cast(x / scale, "float64") * multiplier
+        return ops.cast(ops.floor(total / power), "float32") * output_scale
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedMean(keras.layers.GlobalAveragePooling2D):
+    """Mean over height and width; in inference between quantizers with XNNPACK's float32 steps.
+
+        m = (s_in / s_out) * (1 / n)
+        y = (rint(sum of codes * m + (z_out - n * z_in * m)) - z_out) * s_out
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.input_quantizer = self.output_quantizer = _no_quantizer
+
+    def call(self, x, training=None):
+        before, after = self.input_quantizer(), self.output_quantizer()
+        if training or None in (_scale_of(before), _scale_of(after)):
+            return super().call(x)
+        (scale, zero_point), (output_scale, output_zero_point) = (
+            fakequant.scale_and_zero_point(*quantizer.range(), quantizer.spec)
+            for quantizer in (before, after)
+        )
+        count = float(x.shape[1] * x.shape[2])
+        codes = x / scale + zero_point
+        total = ops.sum(codes, axis=(1, 2), keepdims=self.keepdims)
+        multiplier = scale / output_scale * float(np.float32(1) / np.float32(count))
+        offset = output_zero_point - count * zero_point * multiplier
+        return (ops.round(total * multiplier + offset) - output_zero_point) * output_scale
+
+
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedDense)
 
 
 @keras.saving.register_keras_serializable("lowbit")
 class QuantizedModel(keras.Model):
-    """A functional model whose weighted layers know the scales of their input and their output.
+    """A functional model whose layers know the scales of their inputs and their output.
 
     A layer that is called on tensors of different scales has none, and computes in floats.
     """
@@ -279,6 +341,15 @@ class QuantizedModel(keras.Model):
             after = {quantizers.quantizer_after(node.outputs[0]) for node in nodes}
             layer.input_quantizer = _one_of(before)
             layer.output_quantizer = _one_of(after)
+        for layer in self.layers:
+            if isinstance(layer, QuantizedAdd | QuantizedMean) and len(layer._inbound_nodes) == 1:
+                (node,) = layer._inbound_nodes
+                before = [quantizers.quantizer_before(t) for t in node.arguments.keras_tensors]
+                layer.output_quantizer = _one_of({quantizers.quantizer_after(node.outputs[0])})
+                if isinstance(layer, QuantizedAdd):
+                    layer.input_quantizers = _all_of(before)
+                else:
+                    layer.input_quantizer = _one_of(set(before))
 
 
 def _no_quantizer():
@@ -289,6 +360,11 @@ def _one_of(found: set):
     """Returns a function that returns the one quantizer found, or None."""
     quantizer = found.pop() if len(found) == 1 else None
     return lambda: quantizer
+
+
+def _all_of(found: list):
+    """Returns a function that returns the quantizers found."""
+    return lambda: found
 
 
 def _scale_of(quantizer):

@@ -312,13 +312,13 @@ def _lower_relu(builder, call, arguments, shape):
 
 _L = keras.layers
 # Layers that wait for a quantizer; the others keep their input's scale.
-COMPUTES = (*layers.WEIGHTED, _L.Add, _L.GlobalAveragePooling2D, _L.Softmax)
+COMPUTES = (*layers.WEIGHTED, layers.QuantizedAdd, layers.QuantizedMean, _L.Softmax)
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
     layers.QuantizedDepthwiseConv2D: _lower_weighted("DEPTHWISE_CONV_2D"),
     layers.QuantizedDense: _lower_weighted("FULLY_CONNECTED"),
-    _L.Add: _lower_add,
-    _L.GlobalAveragePooling2D: _lower_mean,
+    layers.QuantizedAdd: _lower_add,
+    layers.QuantizedMean: _lower_mean,
     _L.Softmax: _lower_softmax,
     _L.AveragePooling2D: _lower_pool("AVERAGE_POOL_2D"),
     _L.MaxPooling2D: _lower_pool("MAX_POOL_2D"),

@@ -644,8 +644,10 @@ def _build_layer(operation, scheme, built):
             return keras.layers.ReLU(maximum, name=operation.name)
         if operation.kind == "softmax":
             return keras.layers.Softmax(name=operation.name)
-        config = operation.layer.get_config() | {"name": operation.name}
-        return type(operation.layer).from_config(config)
+        # float32: mixed precision would leave float16 in these layers.
+        config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
+        kind = {"add": layers.QuantizedAdd, "mean": layers.QuantizedMean}.get(operation.kind)
+        return (kind or type(operation.layer)).from_config(config)
     key = (id(operation.layer), operation.kind)
     if key in built:
         layer, batch_norm_layer = built[key]

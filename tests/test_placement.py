@@ -233,7 +233,7 @@ def test_residual_addition_fuses_its_relu(placed):
         return L.ReLU(name="after")(L.Add()([x, y]))
 
     model = placed(functional(network))
-    assert kinds(model) == ["QuantizedConv2D", "Add"]
+    assert kinds(model) == ["QuantizedConv2D", "QuantizedAdd"]
     assert activations_of(model)["after"] == "relu" and len(names(model)) == 3
 
 
@@ -259,7 +259,7 @@ def test_relu_whose_input_is_read_twice_is_not_fused(placed):
         return L.Add(name="sum")([y, L.ReLU(name="relu")(y)])
 
     model = placed(functional(network))
-    assert kinds(model) == ["QuantizedConv2D", "ReLU", "Add"]
+    assert kinds(model) == ["QuantizedConv2D", "ReLU", "QuantizedAdd"]
     assert set(activations_of(model).values()) == {None}
 
 
@@ -441,7 +441,7 @@ def test_batch_norm_before_the_convolution_becomes_a_depthwise(placed):
         return L.Add()([x, y])
 
     model = placed(functional(network))
-    assert kinds(model) == ["QuantizedDepthwiseConv2D", "QuantizedConv2D", "Add"]
+    assert kinds(model) == ["QuantizedDepthwiseConv2D", "QuantizedConv2D", "QuantizedAdd"]
     assert activations_of(model)["relu"] == "relu"
 
 
@@ -451,7 +451,7 @@ def test_batch_norm_of_a_tensor_read_twice_is_not_folded(placed):
         return L.Add()([y, L.BatchNormalization()(y)])
 
     assert kinds(placed(functional(network))) == [
-        "QuantizedConv2D", "QuantizedDepthwiseConv2D", "Add",
+        "QuantizedConv2D", "QuantizedDepthwiseConv2D", "QuantizedAdd",
     ]  # fmt: skip
 
 
