@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from lowbit import cli, manifest, metrics, progress, results, runtimes, tflite_file
+from lowbit import cli, manifest, metrics, models, progress, results, runtimes, tflite_file
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
 
@@ -57,6 +57,18 @@ def evaluate(config: Config) -> dict:
     dataset = datasets.open_dataset(config.dataset, split)
     count = min(config.limit or len(dataset), len(dataset))
     runner = load(config.model, runtime, config.kernels, config.preprocess)
+    dataset = datasets.renumbered(dataset, runner.facts.get("class_names"))
+    other = None
+    if config.reference is not None:
+        kind = "litert" if runtimes.is_tflite(config.reference) else "keras"
+        other = load(
+            config.reference,
+            kind,
+            config.reference_kernels or config.kernels,
+            config.reference_preprocess or (config.preprocess if kind == "keras" else None),
+            "--reference_preprocess",
+        )
+    os.makedirs(config.output_dir, exist_ok=True)
     outputs = outputs_of(runner, dataset, count, config.batch_size, "measuring")
     datasets.check_labels(dataset, outputs.shape[1])
     labels = dataset.labels[:count]
@@ -76,14 +88,7 @@ def evaluate(config: Config) -> dict:
         "tied_at_top": metrics.tied_at_top(outputs),
         "size_bytes": os.path.getsize(config.model),
     }
-    if config.reference is not None:
-        kind = "litert" if runtimes.is_tflite(config.reference) else "keras"
-        other = load(
-            config.reference,
-            kind,
-            config.reference_kernels or config.kernels,
-            config.reference_preprocess or (config.preprocess if kind == "keras" else None),
-        )
+    if other is not None:
         theirs = outputs_of(other, dataset, count, config.batch_size, "reference")
         row |= compare(outputs, theirs, labels) | {"reference": config.reference}
     row |= {"seconds": round(time.monotonic() - start, 3), "versions": manifest.versions()}
@@ -106,7 +111,9 @@ class Runner:
     facts: dict
 
 
-def load(path: str, runtime: str, kernels: str, preprocess: str | None) -> Runner:
+def load(
+    path: str, runtime: str, kernels: str, preprocess: str | None, flag: str = "--preprocess"
+) -> Runner:
     """Returns a model's runner.
 
     Raises:
@@ -117,7 +124,7 @@ def load(path: str, runtime: str, kernels: str, preprocess: str | None) -> Runne
         raise ValueError(f"--runtime={runtime} runs {wanted} files, not {path}")
     if runtime == "keras":
         model, facts = manifest.load_model(path)
-        shape = tuple(model.input_shape[1:])
+        shape = models.image_input(model, path)
 
         def run(batches):
             return runtimes.run_keras(model, batches)
@@ -134,7 +141,7 @@ def load(path: str, runtime: str, kernels: str, preprocess: str | None) -> Runne
 
     text = preprocess or facts.get("preprocess")
     if text is None:
-        raise ValueError(f"{path} does not say how its images are normalized; give --preprocess")
+        raise ValueError(f"{path} does not say how its images are normalized; give {flag}")
     if len(shape) != 3:
         raise ValueError(
             f"{path} takes input of shape {shape}; images are (height, width, channels)"

@@ -58,6 +58,21 @@ def compare(config: Config) -> dict:
         keras_model, facts = manifest.load_model(config.model)
         content = tflite_file.write(lowering.lower(keras_model))
     graph = tflite_file.read(content, config.model)
+    if min(config.limit, config.op_images) < 1:
+        raise ValueError(
+            f"--limit={config.limit} and --op_images={config.op_images} must be at least 1"
+        )
+    for name in (*graph.inputs, *graph.outputs):
+        if graph.tensors[name].dtype not in ("int8", "uint8"):
+            raise ValueError(
+                f"{config.model}: {name} is {graph.tensors[name].dtype}; parity counts codes: "
+                "export with --io=int8"
+            )
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(
+            f"{config.model} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; one "
+            "of each is needed"
+        )
     text = config.preprocess or facts.get("preprocess")
     if text is None:
         raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")

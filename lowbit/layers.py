@@ -264,8 +264,8 @@ class QuantizedDense(_QuantizedWeights, keras.layers.Dense):
 class QuantizedAdd(keras.layers.Add):
     """a + b; in inference between quantizers with XNNPACK's integers, in training in floats.
 
-        r_i = s_i / s_out,  m_i = rint(r_i * 2^n),  n such that the larger m has 21 bits
-        y = floor((a_code * m_a + b_code * m_b) / 2^n + 1/2) * s_out      codes less zero points
+    r_i = s_i / s_out,  m_i = rint(r_i * 2^n),  n such that the larger m has 21 bits
+    y = floor((a_code * m_a + b_code * m_b) / 2^n + 1/2) * s_out      codes less zero points
     """
 
     def __init__(self, **kwargs):
@@ -297,8 +297,8 @@ class QuantizedAdd(keras.layers.Add):
 class QuantizedMean(keras.layers.GlobalAveragePooling2D):
     """Mean over height and width; in inference between quantizers with XNNPACK's float32 steps.
 
-        m = (s_in / s_out) * (1 / n)
-        y = (rint(sum of codes * m + (z_out - n * z_in * m)) - z_out) * s_out
+    m = (s_in / s_out) * (1 / n)
+    y = (rint(sum of codes * m + (z_out - n * z_in * m)) - z_out) * s_out
     """
 
     def __init__(self, **kwargs):

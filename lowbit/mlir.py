@@ -24,6 +24,11 @@ def convert(graph: integer_graph.IntegerGraph) -> bytes:
     """
     import tensorflow as tf
 
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(
+            f"--route=mlir takes one input and one output, not {len(graph.inputs)} and "
+            f"{len(graph.outputs)}"
+        )
     (name,) = graph.inputs
     twin = tf.function(
         _twin(graph), input_signature=[tf.TensorSpec(graph.tensors[name].shape, tf.float32)]

@@ -118,6 +118,10 @@ def read(model: keras.Model) -> Network:
 
 
 def _unknown_layer(call, trace):
+    if isinstance(call.layer, quantizers.ActivationQuantizer):
+        return UnsupportedModelError(
+            f"model {trace.name} is quantized already (it has {call.name}); give the float model"
+        )
     by_output = {other.output: other.name for other in trace.calls}
     before = ", ".join(by_output.get(value, "the model's input") for value in call.inputs)
     known = ", ".join(sorted(layer.__name__ for layer in READERS))

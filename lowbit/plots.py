@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend is chosen first)
+from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
 
 
 def training_curve(
@@ -30,6 +30,7 @@ def training_curve(
     for axis, (stage, points) in zip(axes, stages.items(), strict=False):
         steps, losses = zip(*points, strict=True)
         axis.plot(steps, losses, linewidth=0.8)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
     accuracy_bars(axes[-1], [row["model"] for row in rows], [row["top1"] for row in rows])
     axes[-1].set(title="top-1 on validation images")
@@ -41,6 +42,7 @@ def accuracy_bars(axis, names: Sequence[str], values: Sequence[float]) -> None:
     """Draws a bar for each accuracy with its number, the axis cut so that differences show."""
     bars = axis.bar(names, values, color="#4878a8")
     axis.bar_label(bars, fmt="%.3f")
-    lowest = min(values)
-    axis.set_ylim(max(0.0, lowest - (1 - lowest) - 0.02), min(1.02, max(values) + 0.03))
+    lower = max(0.0, min(values) - (1 - min(values)) - 0.02)
+    # Room for the numbers above the bars.
+    axis.set_ylim(lower, max(values) + 0.12 * (max(values) - lower))
     axis.set_ylabel("top-1")

@@ -26,7 +26,9 @@ def append_row(path: str | os.PathLike, row: Mapping) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    row = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in row.items()}
+    row = {
+        key: json.dumps(value) if isinstance(value, dict) else value for key, value in row.items()
+    }
     writer.writerows([*rows, row])
     files.save_bytes(text.getvalue().encode(), path)
 

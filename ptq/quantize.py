@@ -57,6 +57,7 @@ def quantize(config: Config) -> dict:
     model, facts = models.load(
         config.model, config.weights, input_size=config.input_size, alpha=config.alpha
     )
+    input_shape = models.image_input(model, config.model)
     text = config.preprocess or facts.get("preprocess")
     if text is None:
         raise ValueError(
@@ -72,8 +73,8 @@ def quantize(config: Config) -> dict:
             dataset,
             count,
             seed=config.seed,
-            input_size=model.input_shape[1:3],
-            channels=model.input_shape[3],
+            input_size=input_shape[:2],
+            channels=input_shape[2],
             batch_size=config.batch_size,
             preprocess=preprocess,
         )

@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -52,8 +51,10 @@ class Config:
     weights: str | None = cli.field(
         None, "For a zoo name: .keras or .weights.h5 file, or 'imagenet'; none: trained here first."
     )
-    dataset: str = cli.field("digits", "Training images: a name or a path.")
-    val_dataset: str | None = cli.field(None, "Images to measure on; default: dataset's own split.")
+    dataset: str = cli.field("digits", f"Training images: {datasets.ALLOWED}.")
+    val_dataset: str | None = cli.field(
+        None, "Images to measure on; default: the data set's own split, or a tenth of it."
+    )
     preprocess: str | None = cli.field(
         None, "tf, torch, caffe, raw, or mean,std; default: the model's own."
     )
@@ -101,8 +102,9 @@ class Config:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps is {self.steps}; at least 1 is needed")
+        for name in ("steps", "limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
         if self.learning_rate <= 0 or self.float_learning_rate <= 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
         if self.range_decay is not None and not 0 <= self.range_decay < 1:
@@ -115,12 +117,12 @@ def train(config: Config) -> dict:
 
     # --- set-up ---
     output_dir = _output_dir(config)
-    _record_config(config, output_dir)
     keras.utils.set_random_seed(config.seed)
-    training_images = datasets.open_dataset(config.dataset, "train")
     if config.val_dataset is None:
+        training_images = datasets.open_dataset(config.dataset, "train")
         validation_images = datasets.open_dataset(config.dataset, "validation")
     else:
+        training_images = datasets.open_dataset(config.dataset, "train_whole")
         validation_images = datasets.open_dataset(config.val_dataset, "all")
 
     # --- float model ---
@@ -133,12 +135,18 @@ def train(config: Config) -> dict:
     text = config.preprocess or facts.get("preprocess")
     if text is None:
         raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")
+    names = training_images.class_names or facts.get("class_names")
+    training_images = datasets.renumbered(training_images, facts.get("class_names"))
+    validation_images = datasets.renumbered(validation_images, names)
     facts |= {"preprocess": text, "dataset": config.dataset, "versions": manifest.versions()}
+    facts.setdefault("class_names", None if names is None else list(names))
     preprocess = preprocessing.parse(text)
+    input_shape = models.image_input(float_model, config.model)
     classes = float_model.output_shape[-1]
     for images in (training_images, validation_images):
         datasets.check_labels(images, classes)
-    stream = _Stream(config, training_images, float_model.input_shape[1:], preprocess)
+    _record_config(config, output_dir)  # only now: bad input has left no run behind
+    stream = _Stream(config, training_images, input_shape, preprocess)
     if not float_path.exists():
         if trained_here:
             steps = math.ceil(config.float_epochs * len(training_images) / config.batch_size)
@@ -218,9 +226,6 @@ def _output_dir(config):
         if config.resume and free == 0:
             raise ValueError(f"there is no run {base} to --resume")
         folder = numbered[free - 1] if config.resume else numbered[free]
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} is not writable")
     return folder
 
 
@@ -236,6 +241,7 @@ def _record_config(config, output_dir):
                     f"--{name} is {value}, but {output_dir} was started with {earlier.get(name)}"
                 )
         return
+    output_dir.mkdir(parents=True, exist_ok=True)
     files.save_bytes(json.dumps(record, indent=1).encode(), path)
 
 

@@ -14,7 +14,16 @@ SECTIONS = (
         "interpreter with XNNPACK. `minus_float` is paired, with its standard error; `seconds` are "
         "from images in memory to the bytes of the file (litert_quantizer: from a float `.tflite`).",
         "ptq_peers.csv",
-        ("model", "tool", "top1", "minus_float", "paired_error", "mean_kl", "seconds", "size_bytes"),
+        (
+            "model",
+            "tool",
+            "top1",
+            "minus_float",
+            "paired_error",
+            "mean_kl",
+            "seconds",
+            "size_bytes",
+        ),
     ),
     (
         "Parity",

@@ -8,6 +8,7 @@ from lowbit.data import arrays, downloads, folders, images, tfrecords
 
 Dataset = images.Dataset
 check_labels = images.check_labels
+renumbered = images.renumbered
 
 ALLOWED = (
     f"'digits' (embedded), {', '.join(downloads.KERAS)} (downloaded), another name of "
@@ -23,8 +24,9 @@ def open_dataset(name_or_path: str, split: str = "all") -> Dataset:
         name_or_path: `digits`; a name of keras.datasets or tensorflow-datasets; or the path of a
             folder, a .zip, an .npz, a TFRecord file or a pattern for such ("imagenet/train-*").
             A path that is also a name is written "./digits".
-        split: "train", "validation" or "all".  A source with splits of its own keeps them; any
-            other gives 90% and 10% by content (`images.split_by_content`).
+        split: "train", "validation", "all" or "train_whole".  A source with splits of its own
+            keeps them; any other gives 90% and 10% by content (`images.split_by_content`), or all
+            of it as "train_whole".
 
     Raises ValueError or FileNotFoundError with one line that names what is wrong and where.
     """

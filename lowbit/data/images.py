@@ -2,12 +2,12 @@
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-SPLITS = ("train", "validation", "all")
+SPLITS = ("train", "validation", "all", "train_whole")
 
 
 def _number(index: int) -> str:
@@ -124,7 +124,7 @@ def split_by_content(dataset: Dataset, checksum: Callable[[int], int], split: st
 
     Raises ValueError where the side is empty, that is, all images have the same content.
     """
-    if split == "all":
+    if split in ("all", "train_whole"):
         return dataset
     checksums = np.array([checksum(i) for i in range(len(dataset))], np.int64)
     distinct = np.unique(checksums)
@@ -164,6 +164,8 @@ def pick_split(
     """
     if train is None and validation is None:
         raise ValueError(f"{name}: holds no images")
+    if split == "train_whole" and validation is not None:
+        split = "train"
     if validation is None:
         dataset, checksum = train()
         return split_by_content(dataclasses.replace(dataset, name=name), checksum, split)
@@ -176,6 +178,33 @@ def pick_split(
     else:
         dataset = (train if split == "train" else validation)()[0]
     return dataclasses.replace(dataset, name=f"{name} ({split})")
+
+
+def renumbered(dataset: Dataset, class_names: Sequence[str] | None) -> Dataset:
+    """Returns the data set with labels numbered as in `class_names`, by the classes' names.
+
+    A folder that lacks a class numbers the others differently; names tell.  Where either side has
+    no names the labels stay.
+
+    Raises ValueError naming a class that is not in `class_names`.
+    """
+    if class_names is None or dataset.class_names is None:
+        return dataset
+    if tuple(class_names) == tuple(dataset.class_names):
+        return dataset
+    unknown = [name for name in dataset.class_names if name not in class_names]
+    if unknown:
+        raise ValueError(
+            f"{dataset.name}: class {unknown[0]!r} is none of the {len(class_names)} classes that "
+            f"the model was trained on ({', '.join(class_names[:5])}, ...)"
+        )
+    numbers = np.array([list(class_names).index(name) for name in dataset.class_names], np.int64)
+    return dataclasses.replace(
+        dataset,
+        labels=numbers[dataset.labels],
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+    )
 
 
 def check_labels(dataset: Dataset, num_classes: int) -> None:

@@ -61,6 +61,28 @@ def build(
     )
 
 
+def image_input(model: keras.Model, path: str) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of a model that takes images and gives one output.
+
+    Raises:
+      ValueError: for several inputs or outputs, another rank, or sizes that are not fixed.
+    """
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; one of each "
+            "is needed"
+        )
+    shape, output = tuple(model.inputs[0].shape[1:]), model.outputs[0].shape
+    if len(shape) != 3 or None in shape or shape[2] not in (1, 3):
+        raise ValueError(
+            f"{path} takes input of shape {shape}; needed are images of fixed (height, width, "
+            "channels), channels 1 or 3 last"
+        )
+    if len(output) != 2:
+        raise ValueError(f"{path} gives output of shape {output}; needed is (batch, classes)")
+    return shape
+
+
 def load(
     model: str,
     weights: str | None = None,
