@@ -5,8 +5,15 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis
 import numpy as np
 import pytest
+
+# No deadlines: a loaded machine is not a failing test.  CI draws the same examples every time.
+hypothesis.settings.register_profile(
+    "lowbit", deadline=None, derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("lowbit")
 
 
 @pytest.fixture
