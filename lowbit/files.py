@@ -1,24 +1,32 @@
 """Files are written whole or not at all."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 
-def save_bytes(content: bytes, path: str | os.PathLike) -> None:
-    """Writes a file whole or not at all: to a temporary name in its folder, then renamed.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary name beside `path`, with its ending; renames it when the block is done.
 
     Raises:
-      OSError: where it cannot be written; an earlier file of that name is left as it was.
+      OSError: names `path` where it cannot be written; an earlier file is left as it was.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_bytes(content: bytes, path: str | os.PathLike) -> None:
+    """Writes a file whole or not at all; raises OSError as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

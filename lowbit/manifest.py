@@ -14,6 +14,7 @@ import keras
 
 import lowbit
 import lowbit.layers  # registers the layers that a file may name
+from lowbit import files
 
 MEMBER = "lowbit.json"
 
@@ -38,19 +39,10 @@ def save_model(model: keras.Model, path: str | os.PathLike, facts: dict) -> None
       ValueError: where the path does not end in .keras.
     """
     path = check_output(path, ".keras")
-    # Keras wants the ending .keras on the temporary name too.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.keras")
-    try:
+    with files.replacing(path) as temporary:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(MEMBER, json.dumps(facts, sort_keys=True))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_output(path: str | os.PathLike, suffix: str) -> pathlib.Path:
