@@ -21,7 +21,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+        raise type(error)(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
