@@ -131,7 +131,8 @@ def load(
 
     else:
         content = tflite_file.load_bytes(path)
-        graph, facts = runtimes.load_graph(path)
+        graph = tflite_file.read(content, path)
+        facts = tflite_file.read_manifest(content, path)
         shape = tuple(graph.tensors[graph.inputs[0]].shape[1:])
 
         def run(batches):

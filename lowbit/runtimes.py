@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import keras
 import numpy as np
 
-from lowbit import affine, integer_graph, kernels, tflite_file
+from lowbit import affine, integer_graph, kernels
 
 KERNELS = ("xnnpack", "reference")
 
@@ -145,9 +145,3 @@ def _in_order(run_batch: Callable, batches: Iterable, threads: int) -> Iterator:
 def is_tflite(path: str) -> bool:
     """Returns whether --model names a `.tflite` file."""
     return path.endswith(".tflite")
-
-
-def load_graph(path: str) -> tuple[integer_graph.IntegerGraph, dict]:
-    """Returns a `.tflite` file's graph and manifest."""
-    content = tflite_file.load_bytes(path)
-    return tflite_file.read(content, path), tflite_file.read_manifest(content, path)
