@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from lowbit import affine, layers, quantizers, ranges
+from lowbit import layers, quantizers, ranges
 
 # An input range symmetric about zero puts zero half way between two of 256 codes, and with
 # x / 127.5 - 1 every pixel is then within a hair of a tie: which code it gets is an accident of
@@ -150,9 +150,7 @@ def widen_for_kernels(model: keras.Model) -> list[str]:
         spec = layer.weight_spec
         if spec is None:
             continue
-        flat = ops.convert_to_numpy(layer.folded()[0]).reshape(-1, layer.output_channels())
-        low, high = affine.observed_range(flat, 1 if spec.axis is not None else None)
-        weight_scale = affine.scale_and_zero_point(low, high, spec)[0].max()
+        weight_scale = layer.numpy_scale(ops.convert_to_numpy(layer.folded()[0]))[0].max()
         for node in layer._inbound_nodes:
             before = quantizers.quantizer_before(node.arguments.keras_tensors[0])
             after = quantizers.quantizer_after(node.outputs[0])

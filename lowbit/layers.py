@@ -33,6 +33,8 @@ from lowbit import affine, fakequant, quantizers
 GAMMA_FLOOR = 1e-3
 STATISTICS_CODES = 16
 
+WEIGHT_RANGES = ("minmax", "stored")
+
 
 class _QuantizedWeights:
     """What the three layers share; goes before a Keras layer that has `kernel` and `bias`.
@@ -43,6 +45,9 @@ class _QuantizedWeights:
       batch_norm: None, or {"epsilon", "momentum"} of the folded batch normalization.
       batch_norm_frozen: True uses the moving statistics in training too, and leaves them be.
       weights_enabled: False computes with float weights.
+      weight_range: "minmax" takes the range from the folded kernel each time; "stored" from the
+        variables kernel_minimum and kernel_maximum, (channels,) or (1,): a clipped range, or the
+        range whose codes the kernel holds already.
     """
 
     def __init__(
@@ -52,9 +57,14 @@ class _QuantizedWeights:
         batch_norm=None,
         batch_norm_frozen=False,
         weights_enabled=True,
+        weight_range="minmax",
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if weight_range not in WEIGHT_RANGES:
+            raise ValueError(
+                f"{self.name}: weight range {weight_range!r} is not one of {WEIGHT_RANGES}"
+            )
         if self.activation is not keras.activations.linear:
             raise ValueError(
                 f"{self.name}: the activation belongs to the quantizer that follows the layer"
@@ -63,12 +73,20 @@ class _QuantizedWeights:
         self.batch_norm = batch_norm
         self.batch_norm_frozen = batch_norm_frozen
         self.weights_enabled = weights_enabled
+        self.weight_range = weight_range
         # The quantizers before and behind, as functions that return them, set by a QuantizedModel.
         # Keras would take an attribute that is itself a layer for a sublayer.
         self.input_quantizer = self.output_quantizer = _no_quantizer
 
     def build(self, input_shape):
         super().build(input_shape)
+        if self.weight_range == "stored":
+            per_tensor = self.weight_spec is None or self.weight_spec.axis is None
+            shape = (1,) if per_tensor else (self.output_channels(),)
+            self.kernel_minimum, self.kernel_maximum = (
+                self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
+                for name in ("kernel_minimum", "kernel_maximum")
+            )
         if self.batch_norm is None:
             return
         channels = (self.output_channels(),)
@@ -80,6 +98,13 @@ class _QuantizedWeights:
         self.moving_variance = self.add_weight(
             name="moving_variance", shape=channels, initializer="ones", trainable=False
         )
+
+    def store_range(self, minimum, maximum) -> None:
+        """Sets the stored range: float32 (channels,), or (1,) for per-tensor weights."""
+        if self.weight_range != "stored":
+            raise ValueError(f"{self.name} has weight_range {self.weight_range!r}, not 'stored'")
+        self.kernel_minimum.assign(minimum)
+        self.kernel_maximum.assign(maximum)
 
     def output_channels(self) -> int:
         return self.kernel.shape[-1]
@@ -98,18 +123,37 @@ class _QuantizedWeights:
     def kernel_scale(self, kernel, bias=None, input_scale=None):
         """Returns float32 (scale, zero_point) for a folded kernel: scalars, or (channels,).
 
-        From the kernel's smallest and largest value; where the input's scale is given, at least so
-        large that the bias fits its int32 grid (`affine.minimum_weight_scale`).
+        From the stored range, or the kernel's smallest and largest value; where the input's scale
+        is given, at least so large that the bias fits its int32 grid
+        (`affine.minimum_weight_scale`).
         """
-        flat = ops.reshape(ops.stop_gradient(kernel), (-1, self.output_channels()))
         axis = None if self.weight_spec.axis is None else 0
-        low, high = ops.min(flat, axis=axis), ops.max(flat, axis=axis)
+        if self.weight_range == "stored":
+            low, high = self.kernel_minimum, self.kernel_maximum
+            if axis is None:
+                low, high = low[0], high[0]
+        else:
+            flat = ops.reshape(ops.stop_gradient(kernel), (-1, self.output_channels()))
+            low, high = ops.min(flat, axis=axis), ops.max(flat, axis=axis)
         scale, zero_point = fakequant.scale_and_zero_point(low, high, self.weight_spec)
         if input_scale is not None and self.weight_spec.symmetric:
             limit = input_scale * float(affine.BIAS_LIMIT)
             floor = fakequant.round_scale(ops.abs(ops.stop_gradient(bias)) / limit)
             scale = ops.maximum(scale, floor if axis == 0 else ops.max(floor))
         return scale, zero_point
+
+    def numpy_scale(self, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `kernel_scale` gives for a NumPy kernel, each (channels,) or (1,), exactly."""
+        per_channel = self.weight_spec.axis is not None
+        if self.weight_range == "stored":
+            low = ops.convert_to_numpy(self.kernel_minimum)
+            high = ops.convert_to_numpy(self.kernel_maximum)
+        else:
+            flat = kernel.reshape(-1, self.output_channels())
+            low, high = affine.observed_range(flat, 1 if per_channel else None)
+        return affine.scale_and_zero_point(
+            np.atleast_1d(low), np.atleast_1d(high), self.weight_spec
+        )
 
     def quantize_kernel(self, kernel, scale, zero_point):
         """Returns the folded kernel quantized with `kernel_scale`'s result, and back."""
@@ -220,6 +264,7 @@ class _QuantizedWeights:
             "batch_norm": self.batch_norm,
             "batch_norm_frozen": self.batch_norm_frozen,
             "weights_enabled": self.weights_enabled,
+            "weight_range": self.weight_range,
         }
 
 

@@ -186,8 +186,7 @@ def integer_weights(
     flat = kernel.reshape(-1, layer.output_channels())
     per_channel = spec.axis is not None
     flat_spec = dataclasses.replace(spec, axis=1 if per_channel else None)
-    low, high = affine.observed_range(flat, flat_spec.axis)
-    scale, zero_point = affine.scale_and_zero_point(np.atleast_1d(low), np.atleast_1d(high), spec)
+    scale, zero_point = layer.numpy_scale(kernel)
     # A dead channel's scale grows until its bias and its multiplier fit in 32 bits.
     floor = affine.minimum_weight_scale(bias, input_scale)
     smallest = affine.round_scale(np.float32(2 * SMALLEST_MULTIPLIER * output_scale / input_scale))
@@ -296,6 +295,18 @@ def _lower_pad(builder, call, arguments, shape):
     return output
 
 
+def _lower_crop(builder, call, arguments, shape):
+    output = _moved(builder, call, arguments[0], shape)
+    (top, _), (left, _) = call.layer.cropping
+    inputs = [
+        arguments[0].name,
+        builder.constant(f"{call.name}/begin", np.array([0, top, left, 0], np.int32)),
+        builder.constant(f"{call.name}/size", np.array(shape, np.int32)),
+    ]
+    builder.node("SLICE", call.name, inputs, output)
+    return output
+
+
 def _lower_reshape(builder, call, arguments, shape):
     output = _moved(builder, call, arguments[0], shape)
     inputs = [arguments[0].name, builder.constant(f"{call.name}/shape", np.array(shape, np.int32))]
@@ -324,6 +335,7 @@ LOWERINGS = {
     _L.MaxPooling2D: _lower_pool("MAX_POOL_2D"),
     _L.Concatenate: _lower_concatenate,
     _L.ZeroPadding2D: _lower_pad,
+    _L.Cropping2D: _lower_crop,
     _L.Flatten: _lower_reshape,
     _L.Reshape: _lower_reshape,
     _L.ReLU: _lower_relu,

@@ -17,17 +17,18 @@ their input's scale: TFLite's kernels require it.  All values so tied share one 
 
 import collections
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
-from lowbit import functional, layers, quantizers
+from lowbit import affine, fold, functional, layers, quantizers
 from lowbit import spec as spec_lib
 from lowbit.functional import UnsupportedModelError
 
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
 SOURCES = ("conv", "depthwise", "dense", "add", "mean", "softmax")
-TIED = ("average_pool", "max_pool", "concatenate", "pad", "reshape", "activation")
+TIED = ("average_pool", "max_pool", "concatenate", "pad", "crop", "reshape", "activation")
 FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add")
 
 _QUANTIZED_LAYER = {
@@ -35,6 +36,14 @@ _QUANTIZED_LAYER = {
     "depthwise": layers.QuantizedDepthwiseConv2D,
     "dense": layers.QuantizedDense,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel, float32 (channels,): what a batch norm promises."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Operation:
     batch_norm_layer: keras.layers.Layer | None = None
     activation: str | None = None  # fused; of kind "activation": the function itself
     label: str = ""  # name of the tensor that results
+    # Of the output before its activation, (channels,) each, where a baked batch norm said them.
+    statistics: Statistics | None = None
     config: dict = dataclasses.field(default_factory=dict)  # changes to the layer's own
 
 
@@ -72,7 +83,12 @@ class Network:
 
 
 def place(
-    model: keras.Model, scheme: spec_lib.Scheme, range_mode: str = "frozen", decay: float = 0.99
+    model: keras.Model,
+    scheme: spec_lib.Scheme,
+    range_mode: str = "frozen",
+    decay: float = 0.99,
+    rewrites: Sequence[Callable[["Network"], "Network"]] = (),
+    weight_range: str = "minmax",
 ) -> keras.Model:
     """Returns `model` with batch norms folded and quantizers placed; ranges are not set yet.
 
@@ -81,6 +97,8 @@ def place(
       scheme: what weights and activations get.
       range_mode: of the activation quantizers, one of quantizers.RANGE_MODES.
       decay: of their moving averages, for one batch.
+      rewrites: further ones, run before the model is built: `bake_batch_norms`, and those of PTQ.
+      weight_range: one of layers.WEIGHT_RANGES; "stored" starts as the kernel's own.
 
     Returns:
       A new functional model of layers that `.keras` files can hold; the weights are copies.
@@ -89,9 +107,9 @@ def place(
       UnsupportedModelError: names the layer, what it follows, and what to do.
     """
     network = read(model)
-    for rewrite in (merge_rescaling, fold_batch_norms, merge_padding, fuse_activations):
+    for rewrite in (merge_rescaling, fold_batch_norms, merge_padding, fuse_activations, *rewrites):
         network = rewrite(network)
-    return build(network, scheme, range_mode, decay)
+    return build(network, scheme, range_mode, decay, weight_range)
 
 
 # --- read ---------------------------------------------------------------------------------------
@@ -304,6 +322,7 @@ READERS = {
     _L.Add: _read_kept("add"),
     _L.Concatenate: _read_kept("concatenate"),
     _L.ZeroPadding2D: _read_kept("pad"),
+    _L.Cropping2D: _read_kept("crop"),
     _L.AveragePooling2D: _read_kept("average_pool"),
     _L.MaxPooling2D: _read_kept("max_pool"),
     _L.GlobalAveragePooling2D: _read_kept("mean"),
@@ -461,6 +480,37 @@ def _batch_norm_as_depthwise(network, operation, settings):
     )
 
 
+def bake_batch_norms(network: Network) -> Network:
+    """Folds the batch norms into kernel and bias for good, and keeps what they say of the outputs.
+
+    Whitepaper eq. 20 and 21 (`fold.fold_batch_norm`).  Corrections change the folded weights, and
+    a channel whose gamma is near zero could not be unfolded again.
+    """
+    operations = []
+    for operation in network.operations:
+        if operation.batch_norm is not None:
+            weights = operation.weights
+            beta, gamma = weights["beta"], weights["gamma"]
+            kernel, bias = fold.fold_batch_norm(
+                weights["kernel"],
+                weights.get("bias", np.zeros_like(beta)),
+                gamma,
+                beta,
+                weights["moving_mean"],
+                weights["moving_variance"],
+                operation.batch_norm["epsilon"],
+            )
+            operation = dataclasses.replace(
+                operation,
+                weights={"kernel": kernel, "bias": bias},
+                batch_norm=None,
+                batch_norm_layer=None,
+                statistics=Statistics(beta, np.abs(gamma)),
+            )
+        operations.append(operation)
+    return dataclasses.replace(network, operations=tuple(operations))
+
+
 def merge_padding(network: Network) -> Network:
     """Merges a ZeroPadding2D into a VALID convolution where padding SAME gives the same numbers."""
     consumers, producers = network.consumers(), network.producers()
@@ -533,7 +583,13 @@ def fuse_activations(network: Network) -> Network:
 # --- build --------------------------------------------------------------------------------------
 
 
-def build(network: Network, scheme: spec_lib.Scheme, range_mode: str, decay: float) -> keras.Model:
+def build(
+    network: Network,
+    scheme: spec_lib.Scheme,
+    range_mode: str,
+    decay: float,
+    weight_range: str = "minmax",
+) -> keras.Model:
     """Returns the Keras model of the operations, a quantizer after each that computes new values."""
     trace = network.trace
     groups = _tied_groups(network)
@@ -561,7 +617,7 @@ def build(network: Network, scheme: spec_lib.Scheme, range_mode: str, decay: flo
 
     for operation in network.operations:
         arguments = [tensors[value] for value in operation.inputs]
-        layer = _build_layer(operation, scheme, built_layers)
+        layer = _build_layer(operation, scheme, weight_range, built_layers)
         tensor = layer(arguments if operation.kind in ("add", "concatenate") else arguments[0])
         if operation.kind in SOURCES:
             tensor = quantize(operation.output, tensor, operation.activation, operation.label)
@@ -641,7 +697,7 @@ def _build_quantizer(group, scheme, range_mode, decay):
     )
 
 
-def _build_layer(operation, scheme, built):
+def _build_layer(operation, scheme, weight_range, built):
     if operation.kind not in _QUANTIZED_LAYER:
         if operation.kind == "activation":
             maximum = 6.0 if operation.activation == "relu6" else None
@@ -661,12 +717,12 @@ def _build_layer(operation, scheme, built):
                 f"({operation.name}); give each call a layer of its own"
             )
         return layer
-    layer = _build_weighted(operation, scheme)
+    layer = _build_weighted(operation, scheme, weight_range)
     built[key] = (layer, operation.batch_norm_layer)
     return layer
 
 
-def _build_weighted(operation, scheme):
+def _build_weighted(operation, scheme, weight_range):
     per_channel = scheme.dense_per_channel if operation.kind == "dense" else scheme.per_channel
     spec = scheme.weights
     if spec is not None and per_channel:
@@ -677,6 +733,7 @@ def _build_weighted(operation, scheme):
         "use_bias": "bias" in operation.weights,
         "weight_spec": quantizers.spec_config(spec),
         "batch_norm": operation.batch_norm,
+        "weight_range": weight_range if spec is not None else "minmax",
     }
     wanted = {
         "conv": ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups"),
@@ -701,4 +758,8 @@ def _build_weighted(operation, scheme):
     layer.build((None, *reach, kernel.shape[2] if spatial else kernel.shape[0]))
     for key, value in operation.weights.items():
         getattr(layer, key).assign(value)
+    if layer.weight_range == "stored":
+        folded = keras.ops.convert_to_numpy(layer.folded()[0]).reshape(-1, layer.output_channels())
+        low, high = affine.observed_range(folded, None if spec.axis is None else 1)
+        layer.store_range(np.atleast_1d(low), np.atleast_1d(high))
     return layer

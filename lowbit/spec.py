@@ -66,33 +66,60 @@ def _scheme(name: str, weight_bits: int | None, activation_bits: int | None, **o
     )
 
 
-_PER_TENSOR = {"per_channel": False, "dense_per_channel": False}
+WEIGHT_BITS = range(2, 9)
+ACTIVATION_BITS = (4, 5, 6, 7, 8, 16)
+# How a name's end changes the weights: the columns of the whitepaper's Tables 2 and 3.
+_GRANULARITIES = {
+    "": {},
+    "_per_tensor": {"per_channel": False, "dense_per_channel": False},
+    "_asymmetric": {"symmetric": False},
+    "_per_tensor_asymmetric": {
+        "per_channel": False,
+        "dense_per_channel": False,
+        "symmetric": False,
+    },
+}
 
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        _scheme("w8a8", 8, 8),
+        *(
+            _scheme(f"w{weights}a{activations}{suffix}", weights, activations, **options)
+            for weights in WEIGHT_BITS
+            for activations in ACTIVATION_BITS
+            for suffix, options in _GRANULARITIES.items()
+        ),
+        *(
+            _scheme(f"w{weights}{suffix}", weights, None, **options)
+            for weights in WEIGHT_BITS
+            for suffix, options in _GRANULARITIES.items()
+        ),
+        *(_scheme(f"a{activations}", None, activations) for activations in ACTIVATION_BITS),
         _scheme("w8a8_dense_per_tensor", 8, 8, dense_per_channel=False),
-        _scheme("w8a8_per_tensor", 8, 8, **_PER_TENSOR),
-        _scheme("w8a8_asymmetric", 8, 8, symmetric=False),
-        _scheme("w8a8_per_tensor_asymmetric", 8, 8, symmetric=False, **_PER_TENSOR),
-        _scheme("w4a8", 4, 8),
-        _scheme("w4a8_per_tensor_asymmetric", 4, 8, symmetric=False, **_PER_TENSOR),
-        _scheme("w2a8", 2, 8),
-        _scheme("w8a4", 8, 4),
-        _scheme("w4a4", 4, 4),
-        _scheme("w8a16", 8, 16),
-        _scheme("w8", 8, None),
-        _scheme("w8_asymmetric", 8, None, symmetric=False),
-        _scheme("w8_per_tensor_asymmetric", 8, None, symmetric=False, **_PER_TENSOR),
-        _scheme("a8", None, 8),
         _scheme("dynamic", 8, None),
     )
 }
+
+ALLOWED = (
+    "w8a8 and the like (weights of 2 to 8 bits, activations of 4 to 8 or 16), w8 (weights alone), a8 "
+    "(activations alone); weights with _per_tensor, _asymmetric or _per_tensor_asymmetric behind "
+    "them; w8a8_dense_per_tensor; dynamic"
+)
 
 
 def scheme(name: str) -> Scheme:
     """Returns the named scheme; raises ValueError with the allowed names otherwise."""
     if name not in SCHEMES:
-        raise ValueError(f"scheme {name!r} is unknown; allowed are {', '.join(SCHEMES)}")
+        raise ValueError(f"scheme {name!r} is unknown; allowed are {ALLOWED}")
     return SCHEMES[name]
+
+
+def why_simulated_only(scheme: Scheme) -> str | None:
+    """Returns why no integer file can hold a scheme, or None where export takes it."""
+    if scheme.weights is None or scheme.activations is None:
+        return "an integer kernel needs integer weights and activations"
+    if not scheme.weights.symmetric:
+        return "the integer kernels take symmetric weights alone (zero point 0)"
+    if scheme.activations.bits != 8:
+        return f"export takes 8-bit activations, these have {scheme.activations.bits} bits"
+    return None

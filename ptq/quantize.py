@@ -40,7 +40,7 @@ class Config:
     preprocess: str | None = cli.field(
         None, "tf, torch, caffe, raw, or mean,std; the model's own where it is saved with it."
     )
-    scheme: str = cli.field("w8a8", "Bits and granularity.", choices=spec.SCHEMES)
+    scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
     calibration_images: int = cli.field(100, "Images to calibrate on.")
     calibrator: str = cli.field("minmax", "Range estimator.", choices=ranges.ESTIMATORS)
     batch_size: int = cli.field(10, "Images that run through the network at a time.")

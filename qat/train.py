@@ -58,7 +58,7 @@ class Config:
     preprocess: str | None = cli.field(
         None, "tf, torch, caffe, raw, or mean,std; default: the model's own."
     )
-    scheme: str = cli.field("w8a8", "Bits and granularity.", choices=spec.SCHEMES)
+    scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
     output_dir: str | None = cli.field(None, "Default: runs/MODEL_DATASET_SCHEME, numbered.")
     epochs: int = cli.field(4, "Passes over the training images with quantizers in place.")
     steps: int | None = cli.field(None, "Training steps, instead of --epochs.")
