@@ -156,6 +156,56 @@ def _count(name, ours, theirs, differing, worst):
     worst[name] = max(worst[name], int(difference.max()))
 
 
+def compare_nodes(
+    graph: integer_graph.IntegerGraph, codes: np.ndarray, kernels_name: str
+) -> list[dict]:
+    """Returns for each node how the simulator's codes differ from the interpreter's, on equal inputs.
+
+    Every node is given what the interpreter computed before it, so that no difference is handed on
+    and the one node that differs is named.  Where no node differs, no run from end to end does.
+
+    Args:
+      graph: int8 activations.
+      codes: of the graph's one input, (n, ...).
+      kernels_name: "xnnpack" or "reference".
+
+    Returns:
+      One row a node: name, op, the kernel that runs it, codes compared, differing, worst_lsb, and
+      distinct, the number of different codes that the interpreter computed.
+    """
+    computed = [node.outputs[0] for node in graph.nodes]
+    # As outputs of the graph all tensors can be read; kernels may keep their memory to themselves.
+    probed = dataclasses.replace(graph, outputs=tuple(computed))
+    runner = runtimes.interpreter(tflite_file.write(probed), kernels_name)
+    indices = [detail["index"] for detail in runner.get_output_details()]
+    rows = [_row_of(graph, node, kernels_name) for node in graph.nodes]
+    seen = [np.zeros(256, bool) for _ in rows]
+    for image in codes[:, None]:
+        runtimes.invoke(runner, image)
+        known = {graph.inputs[0]: image}
+        known |= {name: runner.get_tensor(i) for name, i in zip(computed, indices, strict=True)}
+        for node, row, found in zip(graph.nodes, rows, seen, strict=True):
+            inputs = [
+                known[name] if name in known else graph.tensors[name].data for name in node.inputs
+            ]
+            (ours,) = kernels.run_node(graph, node, inputs, kernels_name)
+            theirs = known[node.outputs[0]]
+            difference = np.abs(ours.astype(np.int64) - theirs)
+            row["codes"] += difference.size
+            row["differing"] += int((difference > 0).sum())
+            row["worst_lsb"] = max(row["worst_lsb"], int(difference.max()))
+            found[theirs.view(np.uint8)] = True
+    for row, found in zip(rows, seen, strict=True):
+        row["distinct"] = int(found.sum())
+    return rows
+
+
+def _row_of(graph, node, kernels_name):
+    kernel = kernels.placement_of(graph, node)[0] if kernels_name == "xnnpack" else kernels_name
+    row = {"name": node.name, "op": node.op, "kernel": kernel}
+    return row | dict.fromkeys(("codes", "differing", "worst_lsb", "distinct"), 0)
+
+
 def compare_operations(model, graph: integer_graph.IntegerGraph, x: np.ndarray) -> list[dict]:
     """Returns for each operation how its Keras codes differ from the simulator's, on equal inputs.
 

@@ -4,15 +4,19 @@ The files, in the order of the pipeline; imports point up this list only (tests/
 
     spec           what is quantized and how: QuantSpec, Scheme, the named schemes     NumPy only
     affine         THE arithmetic: scale, zero point, quantize, bias                   NumPy only
-    ranges, fold   range estimators; batch-norm folding                                NumPy only
+    histogram      counts of a stream of values, in bounded memory                     NumPy only
+    ranges, clipping, fold     range estimators of activations and of weights; folding NumPy only
     metrics        top-1, top-5, KL, paired errors                                     NumPy only
+    diagnosis      SQNR, mean shift and outliers of channels; memory                   NumPy only
     fixed_point    the integer multiplier of the kernels                               NumPy only
     integer_graph  the one form between Keras and every consumer                       NumPy only
     kernels        the simulator: codes as the kernels compute them                    NumPy only
     fakequant      the same arithmetic in keras.ops, with gradients
     quantizers, layers     what a quantized Keras model is made of
     functional, placement  float model to quantized model
+    auto_ranges    of several ranges the one that hurts the next layers least
     calibration    ranges from images
+    walk           a quantized and a float model side by side, operation by operation
     lowering       quantized model to integer graph
     tflite_file, lint  integer graph to `.tflite` and back; faults of any file
     boundary, mlir         uint8 and float32 input and output; the MLIR route

@@ -18,6 +18,7 @@ and names its operations as TFLite does.  Attributes that each operation carries
 | CONCATENATION                    | axis, activation                                              |
 | RESHAPE (second input: shape)    | new_shape                                                     |
 | SOFTMAX                          | beta                                                          |
+| SLICE (inputs 2, 3: begin, size) | -                                                             |
 | PAD (second input: paddings), RELU, RELU6, QUANTIZE, DEQUANTIZE | -                              |
 
 Pairs are (height, width); padding is "SAME" or "VALID"; activation is None, "RELU", "RELU6" or

@@ -49,7 +49,7 @@ MULTIPLY_RANGE = (2.0**-16, 2.0**8)  # product of input scales / output scale, u
 REQUANTIZE_RANGE = (2.0**-8, 2.0**7)  # input scale / output scale, both ends included
 CONCATENATION_INPUTS = 5  # at most
 
-_SAME_SCALE = ("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE")
+_SAME_SCALE = ("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE", "SLICE")
 
 
 # --- run ----------------------------------------------------------------------------------------
@@ -205,6 +205,8 @@ def _same_scale_placement(graph, node):
         window, strides = node.attributes["filter"], node.attributes["strides"]
         if any(stride > size for size, stride in zip(window, strides, strict=True)):
             return "builtin", f"strides {tuple(strides)} exceed the filter {tuple(window)}"
+    if node.op == "SLICE" and (graph.tensors[node.inputs[2]].data < 0).any():
+        return "builtin", "the delegate takes no size of -1 (all that is left)"
     differing = _differing_map(graph, node)
     if differing:
         kernel = "builtin" if node.op == "RESHAPE" else "refused"
@@ -676,6 +678,15 @@ def _pad(graph, node, inputs, kernel):
     return np.pad(inputs[0], np.asarray(inputs[1]), constant_values=zero_point)
 
 
+def _slice(graph, node, inputs, kernel):
+    """SLICE from begin, `size` codes on each axis but the batch's; the same in all kernels."""
+    begin, size = (np.ravel(array).tolist() for array in inputs[1:])
+    ends = [
+        None if count == -1 else first + count for first, count in zip(begin, size, strict=True)
+    ]
+    return inputs[0][(slice(None), *map(slice, begin[1:], ends[1:]))]
+
+
 # --- softmax ------------------------------------------------------------------------------------
 
 
@@ -798,6 +809,7 @@ _KERNELS = {
     "RELU": _relu,
     "RELU6": _relu,
     "RESHAPE": _reshape,
+    "SLICE": _slice,
     "SOFTMAX": _softmax,
     "SUB": _subtract,
 }

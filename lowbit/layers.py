@@ -129,7 +129,9 @@ class _QuantizedWeights:
         """
         axis = None if self.weight_spec.axis is None else 0
         if self.weight_range == "stored":
-            low, high = self.kernel_minimum, self.kernel_maximum
+            low, high = (
+                ops.stop_gradient(bound) for bound in (self.kernel_minimum, self.kernel_maximum)
+            )
             if axis is None:
                 low, high = low[0], high[0]
         else:

@@ -4,7 +4,6 @@ The facts (preprocess, scheme, data set, versions) lie in the archive as `lowbit
 ignores.
 """
 
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,23 +11,11 @@ import zipfile
 
 import keras
 
-import lowbit
-import lowbit.layers  # registers the layers that a file may name
-from lowbit import files
+import lowbit.layers  # noqa: F401  (registers the layers that a file may name)
+from lowbit import files, results
 
 MEMBER = "lowbit.json"
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of what a result depends on."""
-    names = ("keras", "tensorflow", "ai-edge-litert", "numpy")
-    found = {"lowbit": lowbit.__version__}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+versions = results.versions
 
 
 def save_model(model: keras.Model, path: str | os.PathLike, facts: dict) -> None:
@@ -45,13 +32,13 @@ def save_model(model: keras.Model, path: str | os.PathLike, facts: dict) -> None
             archive.writestr(MEMBER, json.dumps(facts, sort_keys=True))
 
 
-def check_output(path: str | os.PathLike, suffix: str) -> pathlib.Path:
+def check_output(path: str | os.PathLike, suffix: str, flag: str = "--output") -> pathlib.Path:
     """Returns the path; raises before any work is done where it cannot be written."""
     path = pathlib.Path(path)
     if path.suffix != suffix:
-        raise ValueError(f"--output {path} must end in {suffix}")
+        raise ValueError(f"{flag} {path} must end in {suffix}")
     if path.is_dir():
-        raise ValueError(f"--output {path} is a folder")
+        raise ValueError(f"{flag} {path} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path.parent} is not writable")

@@ -29,6 +29,16 @@ def tied_at_top(outputs: np.ndarray) -> int:
     return int(((outputs == outputs.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
 
 
+def ties_decided_against(outputs: np.ndarray, labels: np.ndarray) -> int:
+    """Returns for how many rows of (n, classes) class labels[i] ties at the top and loses.
+
+    The lowest index wins a tie; without it another of the tied classes could have been chosen.
+    """
+    best = outputs.max(axis=1)
+    true = np.take_along_axis(outputs, labels[:, None].astype(np.int64), axis=1)[:, 0]
+    return int(((true == best) & (outputs.argmax(axis=1) != labels)).sum())
+
+
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
     """Returns log softmax of logits, or the log of outputs that are probabilities already.
 

@@ -213,6 +213,11 @@ _TWINS = {
     "PAD": _with_tf(
         lambda tf, node, inputs, graph: tf.pad(inputs[0], graph.tensors[node.inputs[1]].data)
     ),
+    "SLICE": _with_tf(
+        lambda tf, node, inputs, graph: tf.slice(
+            inputs[0], *(graph.tensors[key].data for key in node.inputs[1:])
+        )
+    ),
     "RESHAPE": _with_tf(
         lambda tf, node, inputs, graph: tf.reshape(inputs[0], node.attributes["new_shape"])
     ),

@@ -305,6 +305,18 @@ def _read_kept(kind):
     return read_layer
 
 
+def _read_add(call, inputs, fresh):
+    """Several inputs are added one after another: TFLite's integer ADD takes two."""
+    operations, total = [], inputs[0]
+    for number, value in enumerate(inputs[1:], 2):
+        last = number == len(inputs)
+        output = call.output if last else next(fresh)
+        name = call.name if last else f"{call.name}_{number}"
+        operations.append(Operation("add", name, (total, value), output, call.layer, label=name))
+        total = output
+    return operations
+
+
 def _dropped(call, inputs, fresh):
     return []
 
@@ -319,7 +331,7 @@ READERS = {
     _L.ReLU: _read_relu,
     _L.Activation: _read_activation,
     _L.Softmax: _read_softmax,
-    _L.Add: _read_kept("add"),
+    _L.Add: _read_add,
     _L.Concatenate: _read_kept("concatenate"),
     _L.ZeroPadding2D: _read_kept("pad"),
     _L.Cropping2D: _read_kept("crop"),
@@ -484,16 +496,19 @@ def bake_batch_norms(network: Network) -> Network:
     """Folds the batch norms into kernel and bias for good, and keeps what they say of the outputs.
 
     Whitepaper eq. 20 and 21 (`fold.fold_batch_norm`).  Corrections change the folded weights, and
-    a channel whose gamma is near zero could not be unfolded again.
+    a channel whose gamma is near zero could not be unfolded again.  Each layer has a bias then.
     """
     operations = []
     for operation in network.operations:
+        if operation.kind in _QUANTIZED_LAYER and "bias" not in operation.weights:
+            zeros = np.zeros(_output_channels(operation), np.float32)
+            operation = dataclasses.replace(operation, weights=operation.weights | {"bias": zeros})
         if operation.batch_norm is not None:
             weights = operation.weights
             beta, gamma = weights["beta"], weights["gamma"]
             kernel, bias = fold.fold_batch_norm(
                 weights["kernel"],
-                weights.get("bias", np.zeros_like(beta)),
+                weights["bias"],
                 gamma,
                 beta,
                 weights["moving_mean"],
@@ -509,6 +524,11 @@ def bake_batch_norms(network: Network) -> Network:
             )
         operations.append(operation)
     return dataclasses.replace(network, operations=tuple(operations))
+
+
+def _output_channels(operation):
+    shape = operation.weights["kernel"].shape
+    return shape[-2] * shape[-1] if operation.kind == "depthwise" else shape[-1]
 
 
 def merge_padding(network: Network) -> Network:

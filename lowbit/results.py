@@ -1,35 +1,54 @@
 """Result rows: each measured row is appended to a CSV file and explains itself."""
 
 import csv
+import importlib.metadata
 import io
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import lowbit
 from lowbit import files
 
 
-def append_row(path: str | os.PathLike, row: Mapping) -> None:
-    """Appends a row to a CSV; new columns go to the right, older rows leave them empty.
+def versions() -> dict[str, str]:
+    """Returns the versions of what a result depends on."""
+    names = ("keras", "tensorflow", "ai-edge-litert", "numpy")
+    found = {"lowbit": lowbit.__version__}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
-    The file is written whole under a temporary name and renamed.
-    """
+
+def append_row(path: str | os.PathLike, row: Mapping) -> None:
+    """Appends a row to a CSV; new columns go to the right, older rows leave them empty."""
+    write_rows(path, [*read_rows(path), row])
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Returns the rows of a CSV as text, none where there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
+    """Writes rows as a CSV, whole or not at all; its columns are in the order of first use."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, columns = [], []
-    if path.exists():
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or []), list(reader)
-    columns += [name for name in row if name not in columns]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
-    row = {
-        key: json.dumps(value) if isinstance(value, dict) else value for key, value in row.items()
-    }
-    writer.writerows([*rows, row])
+    for row in rows:
+        writer.writerow(
+            {key: json.dumps(cell) if isinstance(cell, dict) else cell for key, cell in row.items()}
+        )
     files.save_bytes(text.getvalue().encode(), path)
 
 

@@ -71,6 +71,7 @@ OPTIONS = {
     "RESHAPE": ("ReshapeOptions", {"new_shape": "newShape"}),
     "SOFTMAX": ("SoftmaxOptions", {"beta": "beta"}),
     "PAD": ("PadOptions", {}),
+    "SLICE": ("SliceOptions", {}),
     "RELU": (None, {}),
     "RELU6": (None, {}),
     "QUANTIZE": ("QuantizeOptions", {}),

@@ -1,9 +1,13 @@
 """Post-training quantization: places quantizers, calibrates them on images, saves `.keras`.
 
 python -m ptq.quantize --model=float.keras --preprocess=tf --dataset=images.zip --output=ptq.keras
+
+`--recipe=accurate` also corrects the weights, layer by layer, on unlabelled images: what 4-bit
+weights need, and 8-bit ones profit from.
 """
 
 import dataclasses
+import resource
 import sys
 import time
 
@@ -14,7 +18,6 @@ from lowbit import (
     layers,
     manifest,
     models,
-    placement,
     progress,
     quantizers,
     ranges,
@@ -23,26 +26,42 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from ptq import recipes
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The command's flags."""
 
-    model: str = cli.field(cli.REQUIRED, "Float model: a zoo name or the path of a .keras file.")
+    model: str = cli.field(
+        cli.REQUIRED, f"Float model: the path of a .keras file, or a zoo name: {models.NAMES}."
+    )
     dataset: str = cli.field(cli.REQUIRED, "Calibration images: a name or a path.")
     output: str = cli.field("ptq.keras", "Where the quantized model goes.")
-    weights: str | None = cli.field(
-        None, "For a zoo name: a .keras or .weights.h5 file, or 'imagenet'."
-    )
+    weights: str | None = cli.field(None, f"For a zoo name: {models.WEIGHTS}.")
     alpha: float | None = cli.field(None, "For a zoo name: width multiplier, such as 0.35.")
     input_size: int | None = cli.field(None, "For a zoo name: height and width in pixels.")
     preprocess: str | None = cli.field(
         None, "tf, torch, caffe, raw, or mean,std; the model's own where it is saved with it."
     )
     scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
-    calibration_images: int = cli.field(100, "Images to calibrate on.")
-    calibrator: str = cli.field("minmax", "Range estimator.", choices=ranges.ESTIMATORS)
+    recipe: str = cli.field(
+        "plain",
+        "plain: ranges alone; fast: seconds; accurate: minutes, every layer fitted to the float one.",
+        choices=recipes.RECIPES,
+    )
+    corrections: str | None = cli.field(
+        None, f"Instead of the recipe's, by name, with commas: {', '.join(recipes.CORRECTIONS)}."
+    )
+    calibration_images: int | None = cli.field(
+        None,
+        "Images to calibrate and correct on, labels unused; default: the recipe's (plain 100).",
+    )
+    calibrator: str | None = cli.field(
+        None,
+        "Range estimator; default: the recipe's (plain: minmax).",
+        choices=ranges.CALIBRATORS,
+    )
     batch_size: int = cli.field(10, "Images that run through the network at a time.")
     seed: int = cli.field(0, "Which images are drawn.")
 
@@ -51,6 +70,7 @@ def quantize(config: Config) -> dict:
     """Runs the command; returns its result row."""
     start = time.monotonic()
     manifest.check_output(config.output, ".keras")
+    scheme, recipe = spec.scheme(config.scheme), _recipe(config)
     if config.model in models.ZOO and config.weights is None:
         raise ValueError(f"--model={config.model} needs --weights: random weights have no ranges")
     dataset = datasets.open_dataset(config.dataset, "all")
@@ -64,30 +84,40 @@ def quantize(config: Config) -> dict:
             f"{config.model} does not say how its images are normalized; give --preprocess"
         )
     preprocess = preprocessing.parse(text)
-    quantized = placement.place(model, spec.scheme(config.scheme))
-    count = min(config.calibration_images, len(dataset))
-    if spec.scheme(config.scheme).activations is None:
-        count = 0  # weights alone need no data (whitepaper section 3.1)
-    else:
+    quantized, reference = recipes.place(model, scheme, recipe.corrections)
+    count = min(recipe.images, len(dataset))
+
+    def images(limit):
         batches = pipeline.calibration_batches(
             dataset,
-            count,
+            limit,
             seed=config.seed,
             input_size=input_shape[:2],
             channels=input_shape[2],
             batch_size=config.batch_size,
             preprocess=preprocess,
         )
+        return (x for x, _ in batches)
+
+    if scheme.activations is not None:
         with progress.bar("calibrating", count) as update:
-            calibration.calibrate(
-                quantized, (x for x, _ in batches), ranges.estimator(config.calibrator), update
-            )
+            estimator = ranges.estimator(recipe.calibrator)
+            calibration.calibrate(quantized, images(count), estimator, update)
+    elif reference is None:
+        count = 0  # weights alone need no data (whitepaper section 3.1)
+    if reference is not None:
+        with progress.bar("correcting layers", recipes.layer_count(quantized)) as update:
+            recipes.correct(quantized, reference, recipe.corrections, images(count), count, update)
     rows = describe(quantized)
     print(results.table(rows, list(rows[0])), file=sys.stderr)
+    simulated = spec.why_simulated_only(scheme)
+    if simulated is not None:
+        print(f"{config.scheme} can be simulated, not exported: {simulated}", file=sys.stderr)
     facts = facts | {
         "preprocess": text,
         "scheme": config.scheme,
-        "calibration": f"{count} images of {dataset.name}, {config.calibrator}",
+        "calibration": f"{count} images of {dataset.name}, {recipe.calibrator}",
+        "corrections": list(recipe.corrections),
         "versions": manifest.versions(),
     }
     manifest.save_model(quantized, config.output, facts)
@@ -95,13 +125,35 @@ def quantize(config: Config) -> dict:
         "tool": "ptq.quantize",
         "model": config.model,
         "scheme": config.scheme,
+        "recipe": config.recipe if config.corrections is None else None,
+        "corrections": ",".join(recipe.corrections),
         "dataset": config.dataset,
         "images": count,
-        "calibrator": config.calibrator,
+        "calibrator": recipe.calibrator,
+        "exportable": simulated is None,
         "output": config.output,
         "seconds": round(time.monotonic() - start, 3),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "versions": manifest.versions(),
     }
+
+
+def _recipe(config: Config) -> recipes.Recipe:
+    """Returns the recipe with what the flags change."""
+    recipe = recipes.RECIPES[config.recipe]
+    changes = {}
+    if config.corrections is not None:
+        names = [name.strip() for name in config.corrections.split(",") if name.strip()]
+        changes["corrections"] = recipes.check(names)
+    if config.calibrator is not None:
+        changes["calibrator"] = config.calibrator
+    if config.calibration_images is not None:
+        if config.calibration_images < 1:
+            raise ValueError(
+                f"--calibration_images is {config.calibration_images}; at least 1 is needed"
+            )
+        changes["images"] = config.calibration_images
+    return dataclasses.replace(recipe, **changes)
 
 
 def describe(model) -> list[dict]:

@@ -47,9 +47,11 @@ from lowbit.data import preprocess as preprocessing
 class Config:
     """The command's flags, and the record of a run."""
 
-    model: str = cli.field("mobilenet_v2", "A zoo name or the path of a float .keras file.")
+    model: str = cli.field(
+        "mobilenet_v2", f"The path of a float .keras file, or a zoo name: {models.NAMES}."
+    )
     weights: str | None = cli.field(
-        None, "For a zoo name: .keras or .weights.h5 file, or 'imagenet'; none: trained here first."
+        None, f"For a zoo name: {models.WEIGHTS}; none: trained here first."
     )
     dataset: str = cli.field("digits", f"Training images: {datasets.ALLOWED}.")
     val_dataset: str | None = cli.field(
@@ -76,7 +78,7 @@ class Config:
     float_epochs: int = cli.field(12, "Float training, where the model has no weights.")
     float_learning_rate: float = cli.field(0.05, "Of that training.")
     calibration_images: int = cli.field(100, "Training images that set the ranges at the start.")
-    calibrator: str = cli.field("minmax", "Range estimator.", choices=ranges.ESTIMATORS)
+    calibrator: str = cli.field("minmax", "Range estimator.", choices=ranges.CALIBRATORS)
     range_mode: str = cli.field(
         "moving",
         "Activation ranges: moving averages, trained by the gradient, or as calibrated.",

@@ -809,6 +809,20 @@ def test_batches_are_pillows_resize_in_order(channels):
         np.testing.assert_array_equal(x[i], preprocess.apply(resized, preprocess.parse("tf")))
 
 
+@pytest.mark.parametrize("part", [1.0, 0.875, 0.5, 0.01])
+def test_batches_are_cropped_as_tensorflow_crops(part):
+    import tensorflow as tf
+
+    shapes = [(20, 30), (17, 33), (299, 299), (1, 1)]
+    dataset = fake(4, read=lambda i: noise(i, *shapes[i]))
+    options = dict(input_size=(12, 16), batch_size=4, preprocess=RAW, crop=part)
+    ((x, _),) = pipeline.batches(dataset, **options)
+    for i, shape in enumerate(shapes):
+        cropped = tf.image.central_crop(noise(i, *shape), part).numpy()
+        resized = Image.fromarray(cropped).resize((16, 12), Image.BILINEAR)
+        np.testing.assert_array_equal(x[i], np.asarray(resized, np.float32))
+
+
 def test_batches_of_chosen_images_and_of_pixels():
     options = dict(input_size=(6, 8), preprocess=RAW)
     read = pipeline.batches(
@@ -825,10 +839,19 @@ def test_batches_of_chosen_images_and_of_pixels():
 
 @pytest.mark.parametrize(
     "change",
-    [{"input_size": (0, 8)}, {"batch_size": 0}, {"threads": -1}, {"prefetch": -1}, {"channels": 2}],
+    [
+        {"input_size": (0, 8)},
+        {"batch_size": 0},
+        {"threads": -1},
+        {"prefetch": -1},
+        {"channels": 2},
+        {"crop": 0.0},
+        {"crop": 1.01},
+        {"crop": float("nan")},
+    ],
 )
 def test_batches_refuse_at_once(change):
-    with pytest.raises(ValueError, match="at least|channels"):
+    with pytest.raises(ValueError, match="at least|channels|at most 1"):
         pipeline.batches(fake(), **dict(input_size=(6, 8), batch_size=4, preprocess=RAW) | change)
     with raises(ValueError, "'torch'", "1 channel"):
         pipeline.batches(

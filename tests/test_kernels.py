@@ -650,6 +650,24 @@ def test_pad(paddings, flavour):
     assert_equal_codes(graph, flavour)
 
 
+@every_flavour
+@pytest.mark.parametrize(
+    "begin, size",
+    [((0, 1, 1, 0), (1, 3, 4, 6)), ((0, 0, 2, 3), (1, 4, 1, 2)), ((0, 2, 0, 0), (1, -1, 5, 6))],
+)
+def test_slice(begin, size, flavour):
+    source = activation("x", (1, 4, 5, 6), 0.1, -77)
+    # A size of -1 takes all that is left.
+    left = zip(source.shape, begin, size, strict=True)
+    shape = tuple(length - first if count == -1 else count for length, first, count in left)
+    where = [
+        constant("begin", np.array(begin, np.int32)),
+        constant("size", np.array(size, np.int32)),
+    ]
+    graph = single("SLICE", [source, *where], activation("y", shape, 0.1, -77), {})
+    assert_equal_codes(graph, flavour, random_inputs(graph, batch=6))
+
+
 # --- placement ----------------------------------------------------------------------------------
 
 
@@ -699,6 +717,16 @@ REFUSED = {
         "PAD",
         [activation("x", (1, 8)), constant("paddings", np.array([[0, 0], [1, 1]], np.int32))],
         activation("y", (1, 10), zero_point=3),
+        {},
+    ),
+    "SLICE": single(
+        "SLICE",
+        [
+            activation("x", (1, 8)),
+            constant("begin", np.array([0, 1], np.int32)),
+            constant("size", np.array([1, 3], np.int32)),
+        ],
+        activation("y", (1, 3), zero_point=3),
         {},
     ),
 }

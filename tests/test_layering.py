@@ -12,9 +12,12 @@ TOOLS = ("eval", "export", "ptq", "qat")
 NUMPY_ONLY = (
     "spec",
     "affine",
+    "histogram",
     "ranges",
+    "clipping",
     "fold",
     "metrics",
+    "diagnosis",
     "fixed_point",
     "integer_graph",
     "kernels",

@@ -352,13 +352,39 @@ def test_float_model_is_refused():
         lowering.lower(functional_model(L.Conv2D(6, 3, name="conv")))
 
 
-def test_three_tensors_added_are_refused(quantized):
-    def network(x):
-        return L.Add(name="three")([x, L.Conv2D(4, 1)(x), L.Conv2D(4, 1)(x)])
+def test_three_tensors_are_added_one_after_another(quantized):
+    """TFLite's integer ADD takes two."""
 
-    model, _ = quantized(functional_model(network))
-    with pytest.raises(functional.UnsupportedModelError, match="layer three adds 3 tensors"):
-        lowering.lower(model)
+    def network(x):
+        total = L.Add(name="three")([x, L.Conv2D(4, 1)(x), L.Conv2D(4, 1)(x)])
+        return L.ReLU(name="relu")(total)
+
+    float_model = functional_model(network)
+    model, images = quantized(float_model)
+    graph = lowering.lower(model)
+    adds = [node for node in graph.nodes if node.op == "ADD"]
+    assert [node.name for node in adds] == ["three_2", "three"]
+    assert [node.attributes["activation"] for node in adds] == [None, "RELU"]
+    assert adds[1].inputs[0] == adds[0].outputs[0]
+    assert compare(model, images, graph)["ADD"][2] <= ALLOWED["ADD"]
+    with layers.in_float(model):
+        expected = float_model(images, training=False)
+        np.testing.assert_allclose(model(images, training=False), expected, atol=1e-5)
+
+
+def test_cropping_selects_codes(quantized):
+    def network(x):
+        x = L.Conv2D(6, 1, name="conv")(x)
+        return L.Conv2D(5, 3)(L.Cropping2D(((1, 0), (2, 1)), name="crop")(x))
+
+    model, images = quantized(functional_model(network, (9, 10, 4)))
+    graph = lowering.lower(model)
+    (node,) = [node for node in graph.nodes if node.op == "SLICE"]
+    begin, size = (graph.tensors[name].data.tolist() for name in node.inputs[1:])
+    assert (node.name, begin, size) == ("crop", [0, 1, 2, 0], [1, 8, 7, 6])
+    source, cropped = graph.tensors[node.inputs[0]], graph.tensors["crop"]
+    assert (source.scale, source.zero_point) == (cropped.scale, cropped.zero_point)
+    assert compare(model, images, graph)["CONV_2D"][2] == 0
 
 
 def test_multiplier_of_256_is_refused_and_widening_repairs_it(quantized):

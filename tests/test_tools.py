@@ -107,6 +107,42 @@ def test_a_reference_gives_agreement_and_the_paired_error(folder):
     assert (same["agreement"], same["mean_kl"], same["top1_difference"]) == (1.0, 0.0, 0.0)
 
 
+def test_outputs_that_were_kept_serve_as_the_reference(folder, tmp_path):
+    kept = str(tmp_path / "float.npz")
+    row = measure(folder, "float.keras", preprocess="tf", limit=60, save_outputs=kept)
+    model, _ = manifest.load_model(folder / "float.keras")
+    assert row["parameters"] == model.count_params()
+    shared = ("agreement", "mean_kl", "reference_top1", "top1_difference", "top1_paired_error")
+    for limit in (60, 40):
+        stored, run = (
+            measure(folder, "m.tflite", reference=name, reference_preprocess="tf", limit=limit)
+            for name in (kept, str(folder / "float.keras"))
+        )
+        assert [stored[name] for name in shared] == [run[name] for name in shared]
+    assert stored["reference"] == kept
+
+    with np.load(kept) as content:
+        arrays = dict(content)
+    np.savez(tmp_path / "labels.npz", **arrays | {"labels": arrays["labels"][::-1]})
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "float.npz").read_bytes()[:-99])
+    for name, change, message in (
+        ("float.npz", {"limit": 61}, "holds 60 images, not 61"),
+        ("float.npz", {"split": "train"}, "holds outputs for split validation, not train"),
+        ("float.npz", {"crop": 0.5}, "holds outputs for crop 1.0, not 0.5"),
+        ("float.npz", {"reference_preprocess": "raw"}, "outputs for preprocess tf, not raw"),
+        ("labels.npz", {}, "holds other labels"),
+        ("other.npz", {}, "is no file of --save_outputs"),
+        ("cut.npz", {}, "is no file of --save_outputs"),
+        ("absent.npz", {}, "absent.npz"),
+    ):
+        options = {"limit": 60, "reference": str(tmp_path / name)} | change
+        with pytest.raises((ValueError, OSError), match=message):
+            measure(folder, "m.tflite", **options)
+    with pytest.raises(ValueError, match="--save_outputs .* must end in .npz"):
+        measure(folder, "m.tflite", save_outputs=str(tmp_path / "x.csv"))
+
+
 def test_parity_counts_no_differing_code(folder):
     row = parity.compare(
         parity.Config(
@@ -163,6 +199,9 @@ def test_rows_gather_in_one_file_and_new_columns_go_right(tmp_path):
         ({"model": "absent.tflite"}, "no such file"),
         ({"dataset": "absent/folder"}, "no such file or folder"),
         ({"preprocess": "x"}, "is not one of"),
+        ({"model": "mobilenet_v1"}, "needs --weights"),
+        ({"alpha": 0.5}, "are for zoo names, not"),
+        ({"model": "lenet"}, "neither a zoo name"),
     ],
 )
 def test_bad_flags_of_accuracy(folder, change, message):

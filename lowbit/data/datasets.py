@@ -48,6 +48,22 @@ def open_dataset(name_or_path: str, split: str = "all") -> Dataset:
     )
 
 
+# Data sets known by name whose images for measuring are a split of their own.
+_MEASURED_ON_VALIDATION = (
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "imagenet2012",
+)
+
+
+def default_split(name_or_path: str) -> str:
+    """Returns which images a tool measures on where no --split is given."""
+    return "validation" if name_or_path in _MEASURED_ON_VALIDATION else "all"
+
+
 def _open_path(path: str, split: str) -> Dataset:
     if path.lower().endswith(".zip"):
         return folders.open_zip(path, split)

@@ -1,23 +1,76 @@
-"""Networks: the zoo by name, or any functional `.keras` file."""
+"""Networks: the zoo by name, or any functional `.keras` file.
 
+__init__           the table of names; building, and the weights that --weights means
+resnet             ResNet-18 and -34
+efficientnet_lite  EfficientNet-Lite 0 to 4
+slim               TF-slim checkpoints, and ResNets of slim's topology
+pretrained         weights that lie in an installed package
+torch_file         tensors of a PyTorch file, without running what is pickled in it
+batch_norms        batch norms of random weights, set from images
+"""
+
+import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import keras
 
 from lowbit import manifest
+from lowbit.models import efficientnet_lite, pretrained, resnet, slim
 
-# name: (builder in keras.applications, its preprocess, the sizes it is published at)
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the zoo knows of a network."""
+
+    build: Callable[..., keras.Model]  # (input_shape, classes, name[, alpha]) -> logits out
+    preprocess: str  # as the weights mean it that --weights=imagenet or =pretrained fetch
+    input_size: int  # as published, pixels
+    smallest_size: int = 32  # pixels: halved five times
+    takes_alpha: bool = False
+    # of keras.applications, with ImageNet weights to download
+    application: Callable[..., keras.Model] | None = None
+
+
+def _from_keras(application, preprocess, input_size, **options):
+    def build(input_shape, classes, name, **alpha):
+        return application(
+            input_shape=input_shape,
+            weights=None,
+            classes=classes,
+            classifier_activation=None,
+            name=name,
+            **alpha,
+        )
+
+    return Entry(build, preprocess, input_size, application=application, **options)
+
+
+_A = keras.applications
 ZOO = {
-    "mobilenet_v1": (keras.applications.MobileNet, "tf", 224),
-    "mobilenet_v2": (keras.applications.MobileNetV2, "tf", 224),
-    "inception_v3": (keras.applications.InceptionV3, "tf", 299),
-    "resnet_v1_50": (keras.applications.ResNet50, "caffe", 224),
-    "resnet_v1_152": (keras.applications.ResNet152, "caffe", 224),
-    "resnet_v2_50": (keras.applications.ResNet50V2, "tf", 224),
-    "resnet_v2_152": (keras.applications.ResNet152V2, "tf", 224),
+    "mobilenet_v1": _from_keras(_A.MobileNet, "tf", 224, takes_alpha=True),
+    "mobilenet_v2": _from_keras(_A.MobileNetV2, "tf", 224, takes_alpha=True),
+    "nasnet_mobile": _from_keras(_A.NASNetMobile, "tf", 224),
+    "inception_v3": _from_keras(_A.InceptionV3, "tf", 299, smallest_size=75),
+    "resnet_v1_18": Entry(functools.partial(resnet.build, "resnet_v1_18"), "torch", 224),
+    "resnet_v1_34": Entry(functools.partial(resnet.build, "resnet_v1_34"), "torch", 224),
+    "resnet_v1_50": _from_keras(_A.ResNet50, "caffe", 224),
+    "resnet_v1_152": _from_keras(_A.ResNet152, "caffe", 224),
+    "resnet_v2_50": _from_keras(_A.ResNet50V2, "tf", 224),
+    "resnet_v2_152": _from_keras(_A.ResNet152V2, "tf", 224),
+    **{
+        name: Entry(functools.partial(efficientnet_lite.build, name), "127,128", size)
+        for name, (_, _, size) in efficientnet_lite.VARIANTS.items()
+    },
 }
-TAKES_ALPHA = ("mobilenet_v1", "mobilenet_v2")
+TAKES_ALPHA = tuple(name for name, entry in ZOO.items() if entry.takes_alpha)
+NAMES = ", ".join(ZOO)  # for help texts
+WEIGHTS = (
+    "a .keras or .weights.h5 file; a TF-slim checkpoint (model.ckpt); 'imagenet' (Keras' download); "
+    "'pretrained' (from an installed package) or a PyTorch .pth file, for EfficientNet-Lite"
+)
 
 # What a network gets on data sets of small images: digits are 8x8 pixels, enlarged.  At 48 pixels
 # and a third of the width a MobileNet-v2 trains to 0.97 in two minutes on 2 cores.
@@ -36,29 +89,30 @@ def build(
       alpha: width multiplier of the MobileNets; None: 1.
 
     Raises:
-      ValueError: for an unknown name, or an alpha where there is none.
+      ValueError: for an unknown name, an alpha where there is none, or too small a size.
     """
+    shape, options = _options(name, input_size, alpha)
+    return ZOO[name].build(input_shape=shape, classes=classes, name=name, **options)
+
+
+def _options(name, input_size, alpha):
+    """Returns the input shape, and the options of the network's builder."""
     if name not in ZOO:
-        raise ValueError(
-            f"model {name!r} is neither a zoo name ({', '.join(ZOO)}) nor the path of a .keras file"
-        )
-    builder, _, published_size = ZOO[name]
-    size = input_size or published_size
+        raise ValueError(f"model {name!r} is neither a zoo name ({NAMES}) nor a .keras file's path")
+    entry = ZOO[name]
+    size = entry.input_size if input_size is None else input_size
     options = {}
-    if name in TAKES_ALPHA:
+    if entry.takes_alpha:
         options["alpha"] = 1.0 if alpha is None else alpha
     elif alpha is not None:
         raise ValueError(f"--alpha is for {', '.join(TAKES_ALPHA)}; {name} has no width multiplier")
-    if size < 32:
-        raise ValueError(f"--input_size {size} is below 32 pixels, which {name} halves five times")
-    return builder(
-        input_shape=(size, size, 3),
-        weights=None,
-        classes=classes,
-        classifier_activation=None,
-        name=name,
-        **options,
-    )
+    if options.get("alpha", 1.0) <= 0:
+        raise ValueError(f"--alpha {alpha} is not above 0")
+    if size < entry.smallest_size:
+        raise ValueError(
+            f"--input_size {size} is below {entry.smallest_size} pixels, the least of {name}"
+        )
+    return (size, size, 3), options
 
 
 def image_input(model: keras.Model, path: str) -> tuple[int, int, int]:
@@ -94,8 +148,11 @@ def load(
 
     Args:
       model: a zoo name, or the path of a `.keras` file.
-      weights: None, a `.keras` or `.weights.h5` file, or "imagenet" (Keras' own download).
+      weights: None, or as `WEIGHTS` says.
       classes, input_size, alpha: for a zoo name; see `build`.
+
+    Raises:
+      ValueError, FileNotFoundError: names the flag or file and what is wrong with it.
     """
     if model not in ZOO:
         if os.sep not in model and not model.endswith(".keras"):
@@ -103,42 +160,59 @@ def load(
         if weights is not None or alpha is not None or input_size is not None:
             raise ValueError(f"--weights, --alpha and --input_size are for zoo names, not {model}")
         return manifest.load_model(model)
+    facts = {"preprocess": ZOO[model].preprocess}
+    if weights is not None and slim.is_checkpoint(weights):
+        network = slim.build(build(model, classes, input_size, alpha), model)
+        slim.load_weights(network, model, weights)
+        facts["preprocess"] = slim.PREPROCESS.get(model, facts["preprocess"])
+        return network, facts
     network = build(model, classes, input_size, alpha)
-    facts = {"preprocess": ZOO[model][1]}
     if weights == "imagenet":
-        network = _load_imagenet(model, network, classes)
+        _load_imagenet(network, model, classes, input_size, alpha)
+    elif weights == "pretrained":
+        pretrained.load_weights(network, model)
     elif weights is not None and weights.endswith(".keras"):
         saved, saved_facts = manifest.load_model(weights)
         facts |= saved_facts
         _copy_weights(saved, network, weights)
+    elif weights is not None and weights.endswith(".pth"):
+        pretrained.check_name(model, weights)
+        pretrained.load_checkpoint(network, weights)
     elif weights is not None:
-        if not pathlib.Path(weights).is_file():
-            raise FileNotFoundError(f"--weights {weights}: no such file")
-        try:
-            network.load_weights(weights)
-        except (ValueError, OSError) as error:
-            line = str(error).strip().splitlines()[0]
-            raise ValueError(f"--weights {weights} does not fit {model}: {line}") from error
+        _load_h5(network, model, weights)
     return network, facts
 
 
-def _load_imagenet(model, network, classes):
+def _load_imagenet(network, model, classes, input_size, alpha):
+    application = ZOO[model].application
+    if application is None:
+        known = ", ".join(name for name, entry in ZOO.items() if entry.application)
+        raise ValueError(f"--weights=imagenet: Keras has none for {model}, only for {known}")
     if classes != 1000:
         raise ValueError(f"--weights=imagenet has 1000 classes, the data set {classes}")
-    builder, _, _ = ZOO[model]
-    shape, options = network.input_shape[1:], {}
-    if model in TAKES_ALPHA:
-        alpha = network.get_layer("conv1" if model == "mobilenet_v1" else "Conv1").filters / 32
-        options["alpha"] = alpha
+    shape, options = _options(model, input_size, alpha)
     try:
-        pretrained = builder(
-            input_shape=shape, weights="imagenet", classifier_activation=None, **options
+        downloaded = application(
+            # Keras keeps MobileNet weights for several sizes, the others' for one.
+            input_shape=shape if ZOO[model].takes_alpha else None,
+            weights="imagenet",
+            classifier_activation=None,
+            **options,
         )
     except Exception as error:  # Keras' downloader raises bare Exception
         line = str(error).strip().splitlines()[0]
         raise ValueError(f"--weights=imagenet could not be had: {line}") from error
-    network.set_weights(pretrained.get_weights())
-    return network
+    network.set_weights(downloaded.get_weights())
+
+
+def _load_h5(network, model, weights):
+    if not pathlib.Path(weights).is_file():
+        raise FileNotFoundError(f"--weights {weights}: no such file; allowed: {WEIGHTS}")
+    try:
+        network.load_weights(weights)
+    except (ValueError, OSError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(f"--weights {weights} does not fit {model}: {line}") from error
 
 
 def _copy_weights(saved, network, path):

@@ -1,0 +1,913 @@
+"""The whitepaper's tables: its published figures beside those measured here, cell by cell.
+
+    python -m eval.whitepaper --table=3 --dataset=images.zip --calibration=calibration.zip \\
+        --networks=networks.toml
+    python -m eval.whitepaper --table=3 --dataset='imagenet/validation-*' --crop=0.875 \\
+        --calibration='imagenet/train-00000-of-01024'
+    python -m eval.whitepaper --figure=3 ...       a picture of the rows of table 3, same flags
+    python -m eval.whitepaper --figure=20 --models=mobilenet_v1
+
+Rows are networks (default: the paper's ten, with Keras' own weights), columns the paper's schemes and
+some of ours.  Each cell runs ptq.quantize, export.tflite where an integer file can hold the scheme
+(else Keras simulates it) and eval.accuracy, each in a process of its own so that its memory returns.
+Its row, with the commands, goes to OUTPUT_DIR/whitepaper.csv at once: a second run measures only what
+is missing there.  The table is written to OUTPUT_DIR/whitepaper_table_N.md.
+
+A networks file is TOML; paths in it, in --models, --dataset and --calibration may start at --root:
+
+    [[network]]
+    row = "mobilenet_v1_1.0_224"                 # its name in the table
+    paper = "Mobilenet_V1_1_224"                 # the paper's name, where it is the same network
+    model = "models/mobilenet_v1_1.0_224.keras"  # or a zoo name, with weights, alpha, input_size
+    preprocess = "tf"
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+
+import lowbit
+from eval import published
+from lowbit import cli, files, results, spec
+from lowbit.data import datasets
+
+# This process holds no TensorFlow (30 MB instead of 630): beside ResNet-152 it must be small.
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """How a column is measured: a scheme, and further flags of ptq.quantize."""
+
+    scheme: str | None  # None: shown as published only, for it needs training
+    options: tuple[str, ...] = ()
+    value: str = "top1"  # which figure of the row the table shows
+
+
+FLOAT = Column("float")
+FAST, ACCURATE = ("--recipe=fast",), ("--recipe=accurate",)
+EQUALIZED = ("--corrections=equalization,bias_empirical", "--calibrator=auto")
+# The paper's columns in its order, then ours.
+COLUMNS = {
+    1: {"params_millions": Column("float", value="params_millions"), "float": FLOAT},
+    2: {
+        "asym_per_layer": Column("w8_per_tensor_asymmetric"),
+        "sym_per_channel": Column("w8"),
+        "asym_per_channel": Column("w8_asymmetric"),
+        "float": FLOAT,
+    },
+    3: {
+        "asym_per_layer": Column("w8a8_per_tensor_asymmetric"),
+        "sym_per_channel": Column("w8a8"),
+        "asym_per_channel": Column("w8a8_asymmetric"),
+        "activation_only": Column("a8"),
+        "float": FLOAT,
+        "sym_per_channel_fast": Column("w8a8", FAST),
+        "sym_per_channel_accurate": Column("w8a8", ACCURATE),
+        "sym_per_layer": Column("w8a8_per_tensor"),
+        "sym_per_layer_equalized": Column("w8a8_per_tensor", EQUALIZED),
+    },
+    5: {
+        "asym_per_layer": Column("w4a8_per_tensor_asymmetric"),
+        "sym_per_channel": Column("w4a8"),
+        "sym_per_channel_qat": Column(None),
+        "float": FLOAT,
+        "sym_per_channel_accurate": Column("w4a8", ACCURATE),
+    },
+    6: {
+        "sym_per_channel": Column("w8a4"),
+        "sym_per_channel_qat": Column(None),
+        "sym_per_channel_qat_w4a8": Column(None),
+        "float": FLOAT,
+    },
+}
+# The bars of the paper's Figure 3, from the rows of Table 3.
+FIGURE_3 = ("float", "activation_only", "asym_per_channel", "sym_per_channel", "asym_per_layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A row of the table: a zoo name or a `.keras` file."""
+
+    row: str
+    model: str
+    paper: str | None = None  # its name in eval/published.py
+    weights: str | None = None
+    alpha: float | None = None
+    input_size: int | None = None
+    preprocess: str | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.+-]+", self.row):
+            raise ValueError(f"network {self.row!r}: a row's name is made of letters, digits, _.+-")
+        if self.paper is not None and self.paper not in PAPER:
+            raise ValueError(
+                f"network {self.row}: paper = {self.paper!r} is not one of {', '.join(PAPER)}"
+            )
+
+
+PAPER = tuple(published.TABLES[1].rows)
+NETWORKS = tuple(
+    Network(name, model, name, alpha=alpha, input_size=input_size)
+    for name, model, alpha, input_size in (
+        ("Mobilenet_V1_0.25_128", "mobilenet_v1", 0.25, 128),
+        ("Mobilenet_V2_1_224", "mobilenet_v2", None, None),
+        ("Mobilenet_V1_1_224", "mobilenet_v1", None, None),
+        ("Nasnet_Mobile", "nasnet_mobile", None, None),
+        ("Mobilenet_V2_1.4_224", "mobilenet_v2", 1.4, None),
+        ("Inception_V3", "inception_v3", None, None),
+        ("Resnet_v1_50", "resnet_v1_50", None, None),
+        ("Resnet_v2_50", "resnet_v2_50", None, None),
+        ("Resnet_v1_152", "resnet_v1_152", None, None),
+        ("Resnet_v2_152", "resnet_v2_152", None, None),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The command's flags."""
+
+    table: int | None = cli.field(None, f"One of {', '.join(map(str, COLUMNS))}.")
+    figure: int | None = cli.field(
+        None,
+        "3: accuracy by scheme, from the rows of table 3; 18, 19: SQNR of each kernel of a layer of "
+        "a MobileNet-v1; 20: weights of one before and after folding.",
+    )
+    dataset: str | None = cli.field(
+        None, "Images to measure on: a name or a path; not for figures 18 to 20."
+    )
+    calibration: str | None = cli.field(
+        None, "Images to calibrate on: a name or a path; not needed for tables 1 and 2."
+    )
+    networks: str | None = cli.field(None, "A TOML file of networks; see above.")
+    models: str | None = cli.field(
+        None,
+        "Comma list: rows of --networks; without it names of the paper, zoo names, .keras files. "
+        "Default: all of --networks, or the paper's ten.",
+    )
+    columns: str | None = cli.field(None, "Comma list of the table's columns; default all.")
+    weights: str = cli.field("imagenet", "For zoo names that say no weights of their own.")
+    preprocess: str | None = cli.field(
+        None, "For networks that say none, and whose files hold none."
+    )
+    root: str | None = cli.field(
+        None, "Folder in which relative paths are looked for first; written $ROOT in the rows."
+    )
+    split: str | None = cli.field(
+        None,
+        "Which images of --dataset; default as in eval.accuracy.",
+        choices=("train", "validation", "all"),
+    )
+    limit: int | None = cli.field(None, "Images to measure on, the first ones; default all.")
+    crop: float = cli.field(
+        1.0, "Central part of each image's sides; the paper's figures are with TF-slim's 0.875."
+    )
+    calibration_images: int = cli.field(100, "Images to calibrate on.")
+    recipe_images: int | None = cli.field(
+        None, "The same for columns with a recipe or correction; default --calibration_images."
+    )
+    recipe: str | None = cli.field(
+        None,
+        "Adds to each column that quantizes one with this recipe.",
+        choices=("fast", "accurate"),
+    )
+    seed: int = cli.field(0, "Which calibration images are drawn.")
+    output_dir: str = cli.field("results", "Where whitepaper.csv and the tables go.")
+    work_dir: str = cli.field(
+        "runs/whitepaper", "Where quantized models, float outputs and log.txt lie meanwhile."
+    )
+
+    def __post_init__(self):
+        if (self.table is None) == (self.figure is None):
+            raise ValueError("one of --table and --figure is needed")
+        if self.table is not None and self.table not in COLUMNS:
+            raise ValueError(
+                f"--table={self.table} is not one of {', '.join(map(str, COLUMNS))}: 4 and 7 are "
+                "about training and latency"
+            )
+        if self.figure is not None and self.figure not in FIGURES:
+            raise ValueError(f"--figure={self.figure} is not one of {', '.join(map(str, FIGURES))}")
+        if self.dataset is None and self.figure not in WEIGHT_FIGURES:
+            raise ValueError("--dataset is needed: the images to measure on")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"--crop={self.crop}: the part that is seen is above 0, at most 1")
+        for name in ("limit", "calibration_images", "recipe_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}={value}: at least 1 image is needed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number of a table, and all that decides it."""
+
+    table: int
+    name: str  # of the column
+    column: Column
+    network: Network
+    identity: Mapping[str, str]  # the columns of the CSV that tell one measurement from another
+
+
+# What decides a number; the names are columns of the CSV.
+IDENTITY = (
+    *("model", "weights", "alpha", "input_size", "preprocess", "scheme", "options", "runtime"),
+    *("dataset", "split", "images", "crop"),
+    *("calibration", "calibration_images", "seed", "versions"),
+)
+
+
+def tabulate(config: Config) -> dict:
+    """Runs the command; returns its result row.
+
+    Raises:
+      ValueError: for bad input at once, and at the end where cells failed.
+    """
+    start = time.monotonic()
+    if config.root is not None and not os.path.isdir(config.root):
+        raise FileNotFoundError(f"--root {config.root}: no such folder")
+    if config.figure is not None:
+        return FIGURES[config.figure](config)
+    path = os.path.join(config.output_dir, "whitepaper.csv")
+    plan = cells(config, config.table, columns_of(config), chosen_networks(config))
+    os.makedirs(config.output_dir, exist_ok=True)
+    os.makedirs(config.work_dir, exist_ok=True)
+    measured, broken = 0, {}
+    for number, cell in enumerate(plan, 1):
+        stored = results.read_rows(path)
+        if find(stored, cell, in_table=True):
+            continue
+        same = find(stored, cell)
+        if same is None:
+            minutes, seconds = divmod(int(time.monotonic() - start), 60)
+            print(
+                f"cell {number} of {len(plan)}, {minutes}:{seconds:02d}: {cell.network.row}, "
+                f"{cell.name} ({' '.join([cell.column.scheme, *cell.column.options])})",
+                file=sys.stderr,
+            )
+            same = measure(config, cell, broken)
+            measured += 1
+            line = f"top-1 {same['top1']:.4f}" if same["status"] == "ok" else same["status"]
+            print(f"  {line}, {same['seconds']} s", file=sys.stderr)
+        store(path, cell, same)
+    rows = [find(results.read_rows(path), cell, in_table=True, failed=True) for cell in plan]
+    print(results.table(*report(plan, rows)), file=sys.stderr)
+    page_path = os.path.join(config.output_dir, f"whitepaper_table_{config.table}.md")
+    files.save_bytes(page(config, plan, rows).encode(), page_path)
+    failed = [row for row in rows if row["status"] != "ok"]
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(plan)} cells failed, the first: {failed[0]['network']}, "
+            f"{failed[0]['column']}: {failed[0]['status']} (all: {path}; log: "
+            f"{config.work_dir}/log.txt)"
+        )
+    return {
+        "tool": "eval.whitepaper",
+        "table": config.table,
+        "networks": len({cell.network.row for cell in plan}),
+        "cells": len(plan),
+        "measured": measured,
+        "dataset": config.dataset,
+        "images": int(plan[0].identity["images"]),
+        "output": page_path,
+        "seconds": round(time.monotonic() - start, 3),
+        "versions": results.versions(),
+    }
+
+
+# What there is to measure
+
+
+def columns_of(config: Config) -> dict[str, Column]:
+    """Returns the columns of the config's table, in order."""
+    columns = dict(COLUMNS[config.table])
+    if config.recipe is not None:
+        for name, column in COLUMNS[config.table].items():
+            if column.scheme not in (None, "float") and not column.options:
+                changed = dataclasses.replace(column, options=(f"--recipe={config.recipe}",))
+                columns.setdefault(f"{name}_{config.recipe}", changed)
+    if config.columns is None:
+        return columns
+    return {
+        name: columns[name] for name in _picked(config.columns, columns, "--columns", "columns")
+    }
+
+
+def chosen_networks(config: Config) -> list[Network]:
+    """Returns the networks of --networks and --models, paths placed under --root.
+
+    Raises:
+      ValueError: names the entry of the file that is wrong, or the network that is not in it.
+    """
+    if config.networks is not None:
+        listed = {network.row: network for network in read_networks(config.networks)}
+        names = list(listed)
+        if config.models is not None:
+            names = _picked(config.models, listed, "--models", f"networks of {config.networks}")
+        networks = [listed[name] for name in names]
+    elif config.models is not None:
+        networks = [_network(name) for name in _split(config.models, "--models")]
+    else:
+        networks = list(NETWORKS)
+    placed = []
+    for network in networks:
+        model, weights = located(network.model, config.root), network.weights
+        if model.endswith(".keras"):
+            if not os.path.isfile(real(model, config.root)):
+                raise FileNotFoundError(f"network {network.row}: {network.model}: no such file")
+            preprocess = network.preprocess or config.preprocess
+        else:
+            weights, preprocess = weights or config.weights, network.preprocess
+        placed.append(
+            dataclasses.replace(
+                network,
+                model=model,
+                weights=None if weights is None else located(weights, config.root),
+                preprocess=preprocess,
+            )
+        )
+    names = [network.row for network in placed]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two networks are named {twice[0]}; a --networks file can name them")
+    return placed
+
+
+def read_networks(path: str) -> list[Network]:
+    """Returns the networks of a TOML file.
+
+    Raises:
+      ValueError: names the file, the entry and what is wrong with it.
+    """
+    with open(path, "rb") as file:
+        try:
+            content = tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    entries = content.get("network")
+    if set(content) != {"network"} or not isinstance(entries, list):
+        raise ValueError(f"{path}: needs entries [[network]] and nothing else")
+    kinds = {
+        "row": str,
+        "model": str,
+        "paper": str,
+        "weights": str,
+        "alpha": (int, float),
+        "input_size": int,
+        "preprocess": str,
+    }
+    networks = []
+    for number, entry in enumerate(entries, 1):
+        for name, value in entry.items():
+            if name not in kinds:
+                raise ValueError(f"{path}: network {number}: {name!r} is none of {list(kinds)}")
+            if not isinstance(value, kinds[name]):
+                raise ValueError(f"{path}: network {number}: {name} = {value!r} has a wrong type")
+        if not {"row", "model"} <= set(entry):
+            raise ValueError(f"{path}: network {number} needs row and model")
+        networks.append(Network(**entry))
+    return networks
+
+
+def _network(name):
+    for network in NETWORKS:
+        plain = network.alpha is None and network.input_size is None
+        if name == network.row or (plain and name == network.model):
+            return network
+    # A name that is neither is left to the tools: they list the zoo, which needs TensorFlow here.
+    return Network(pathlib.PurePath(name).stem if name.endswith(".keras") else name, name)
+
+
+def _split(text, flag):
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{flag}={text} holds an empty name")
+    return names
+
+
+def _picked(text, allowed, flag, what):
+    names = _split(text, flag)
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise ValueError(f"{flag}: {unknown[0]!r} is none of the {what}: {', '.join(allowed)}")
+    return list(dict.fromkeys(names))
+
+
+def located(path: str, root: str | None) -> str:
+    """Returns `path` as "$ROOT/path" where it lies under --root, else as it is.
+
+    Commands and rows keep this form, so that they name no folder of one machine.
+    """
+    if root is None or os.path.isabs(path):
+        return path
+    inside = os.path.join(root, path)
+    return f"$ROOT/{path}" if os.path.exists(inside) or glob.glob(inside) else path
+
+
+def real(text: str, root: str | None) -> str:
+    """Returns the text with $ROOT replaced."""
+    return text if root is None else text.replace("$ROOT", root.rstrip("/") or "/")
+
+
+def cells(
+    config: Config, table: int, columns: Mapping[str, Column], networks: Sequence[Network]
+) -> list[Cell]:
+    """Returns the cells to measure, the float one of each network first.
+
+    Raises:
+      ValueError, FileNotFoundError: where the images are not there.
+    """
+    dataset = located(config.dataset, config.root)
+    split = config.split or datasets.default_split(dataset)
+    images = len(datasets.open_dataset(real(dataset, config.root), split))
+    chosen = {name: column for name, column in columns.items() if column.scheme is not None}
+    if not chosen:
+        raise ValueError(f"--columns={config.columns}: nothing to measure, these need training")
+    calibration, available = None, 0
+    if config.calibration is not None:
+        calibration = located(config.calibration, config.root)
+        available = len(datasets.open_dataset(real(calibration, config.root), "all"))
+    else:
+        for name, column in chosen.items():
+            if _needs_images(column):
+                raise ValueError(f"column {name} calibrates: give --calibration")
+    versions = json.dumps(results.versions())
+    plan = []
+    for network in networks:
+        for name, column in chosen.items():
+            identity = {
+                **{field: getattr(network, field) for field in IDENTITY[:5]},
+                "scheme": column.scheme,
+                "options": " ".join(column.options),
+                "runtime": "litert" if _is_exported(column) else "keras",
+                "dataset": dataset,
+                "split": split,
+                "images": min(config.limit or images, images),
+                "crop": config.crop,
+                "versions": versions,
+            }
+            if _needs_images(column):
+                count = config.recipe_images if column.options else None
+                identity |= {
+                    "calibration": calibration,
+                    "calibration_images": min(count or config.calibration_images, available),
+                    "seed": config.seed,
+                }
+            text = {
+                field: "" if identity.get(field) is None else str(identity[field])
+                for field in IDENTITY
+            }
+            plan.append(Cell(table, name, column, network, text))
+    return sorted(
+        plan, key=lambda cell: (networks.index(cell.network), cell.column.scheme != "float")
+    )
+
+
+def _needs_images(column):
+    if column.scheme == "float":
+        return False
+    return bool(column.options) or spec.scheme(column.scheme).activations is not None
+
+
+def _is_exported(column):
+    if column.scheme == "float":
+        return False
+    return spec.why_simulated_only(spec.scheme(column.scheme)) is None
+
+
+# Rows
+
+
+def find(
+    rows: Sequence[Mapping[str, str]], cell: Cell, in_table: bool = False, failed: bool = False
+) -> Mapping[str, str] | None:
+    """Returns the row of a measurement, or None.
+
+    Args:
+      rows: of whitepaper.csv.
+      cell: what is looked for.
+      in_table: the row must be of the cell's own table and column; else the same measurement for
+        another table will do.
+      failed: whether a measurement that failed counts.
+    """
+    for row in rows:
+        if any(row.get(name, "") != value for name, value in cell.identity.items()):
+            continue
+        if in_table and not _at(row, cell):
+            continue
+        if row.get("status") == "ok" or failed:
+            return row
+    return None
+
+
+def store(path: str, cell: Cell, row: Mapping) -> None:
+    """Puts a row into the CSV as the cell's, in place of an earlier one of the same measurement."""
+    rows = [
+        other
+        for other in results.read_rows(path)
+        if not _at(other, cell) or find([other], cell, failed=True) is None
+    ]
+    shown = published.TABLES[cell.table].figure(cell.network.paper, cell.name)
+    place = {
+        "table": cell.table,
+        "column": cell.name,
+        "network": cell.network.row,
+        "paper": cell.network.paper,
+        "published": shown,
+    }
+    results.write_rows(path, [*rows, {**place, **{k: v for k, v in row.items() if k not in place}}])
+
+
+def _at(row, cell):
+    place = (str(cell.table), cell.name, cell.network.row)
+    return (row.get("table"), row.get("column"), row.get("network")) == place
+
+
+# Measuring
+
+
+def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
+    """Runs a cell's commands; returns its row, whose `status` is "ok" or says what failed.
+
+    Args:
+      broken: network: what failed, where its float model cannot be measured; added to.
+    """
+    outputs, float_command, commands, made = steps(config, cell)
+    row = {
+        "top1": None,
+        "top1_standard_error": None,
+        "top1_difference": None,
+        "top1_paired_error": None,
+        "mean_kl": None,
+        "agreement": None,
+        "parameters": None,
+        "size_bytes": None,
+        **cell.identity,
+        "status": "ok",
+        "seconds": 0.0,
+        "peak_mib": 0,
+        "commands": " && ".join(map(shown, [float_command, *commands])),
+    }
+    name = cell.network.row
+    try:
+        if name in broken:
+            raise StepFailedError(broken[name])
+        last = None
+        # The float outputs are the reference of all cells of a network: computed once.
+        if not commands or not os.path.exists(outputs):
+            try:
+                last, seconds, peak = run(config, float_command)
+            except StepFailedError as error:
+                broken[name] = f"float: {error}"
+                raise
+            if not commands:
+                row |= {"seconds": seconds, "peak_mib": peak}
+        for command in commands:
+            last, seconds, peak = run(config, command)
+            row |= {"seconds": row["seconds"] + seconds, "peak_mib": max(row["peak_mib"], peak)}
+        if last["images"] != int(cell.identity["images"]):
+            raise StepFailedError(f"{last['images']} images were measured")
+        wanted = [key for key, value in row.items() if value is None]
+        row |= {key: last.get(key) for key in wanted}
+        if commands:
+            row["parameters"] = None  # the quantizers' variables are no parameters of the network
+    except StepFailedError as error:
+        row["status"] = f"failed: {error}"
+    finally:
+        for path in made:
+            pathlib.Path(path).unlink(missing_ok=True)
+    row["seconds"] = round(row["seconds"], 1)
+    return row
+
+
+def steps(config: Config, cell: Cell) -> tuple[str, list[str], list[list[str]], list[str]]:
+    """Returns (file of float outputs, command that writes it, further commands, files they make).
+
+    A command is a module and its flags, with $ROOT where --root stands.
+    """
+    network, identity = cell.network, cell.identity
+    names = ("model", "weights", "alpha", "input_size", "preprocess")
+    model = [f"--{name}={identity[name]}" for name in names if identity[name]]
+    images = [f"--dataset={identity['dataset']}", f"--split={identity['split']}"]
+    if config.limit is not None:
+        images.append(f"--limit={config.limit}")
+    if config.crop != 1:
+        images.append(f"--crop={config.crop}")
+    images.append(f"--output_dir={config.work_dir}")
+    # A name of its own for all that decides the float outputs.
+    further = ("dataset", "split", "images", "crop", "versions")
+    decides = [identity[name] for name in (*names, *further)]
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:8]
+    outputs = f"{config.work_dir}/{network.row}.float.{digest}.npz"
+    float_command = ["eval.accuracy", *model, *images, f"--save_outputs={outputs}"]
+    if cell.column.scheme == "float":
+        return outputs, float_command, [], []
+    chosen = "".join("." + option.partition("=")[2] for option in cell.column.options)
+    stem = f"{config.work_dir}/{network.row}.{cell.column.scheme}{chosen.replace(',', '+')}"
+    made = [f"{stem}.keras"]
+    quantize = ["ptq.quantize", *model, f"--scheme={cell.column.scheme}", *cell.column.options]
+    if identity["calibration"]:
+        quantize += [
+            f"--dataset={identity['calibration']}",
+            f"--calibration_images={identity['calibration_images']}",
+            f"--seed={identity['seed']}",
+        ]
+    else:
+        quantize.append(f"--dataset={identity['dataset']}")  # of which it reads no image
+    commands = [[*quantize, f"--output={made[0]}"]]
+    if identity["runtime"] == "litert":
+        made.append(f"{stem}.tflite")
+        commands.append(["export.tflite", f"--model={made[0]}", f"--output={made[1]}"])
+    commands.append(["eval.accuracy", f"--model={made[-1]}", *images, f"--reference={outputs}"])
+    return outputs, float_command, commands, made
+
+
+class StepFailedError(Exception):
+    """A command of a cell ended with an error; the message is its last line on stderr."""
+
+
+def run(config: Config, command: Sequence[str]) -> tuple[dict, float, int]:
+    """Runs `python -m command`; returns (its result row, seconds, peak memory in MiB).
+
+    Its stderr goes to WORK_DIR/log.txt.
+
+    Raises:
+      StepFailedError: where it ends with an error.
+    """
+    start = time.monotonic()
+    # The same checkout as this process's, from whatever folder it runs.
+    home = str(pathlib.Path(lowbit.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    arguments = [sys.executable, "-m", *(real(word, config.root) for word in command)]
+    with open(os.path.join(config.work_dir, "log.txt"), "a+b") as log:
+        log.write(f"$ {shown(command)}\n".encode())
+        log.flush()
+        begin = log.tell()
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=log, env=os.environ | {"PYTHONPATH": path}
+        )
+        with process:
+            try:
+                output = process.stdout.read().decode()
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:
+                process.kill()
+                raise
+            process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(begin)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    if process.returncode < 0:
+        raise StepFailedError(f"{command[0]} was killed by signal {-process.returncode}")
+    if process.returncode:
+        message = lines[-1].removeprefix("error: ") if lines else "no message"
+        if config.root is not None and os.path.isabs(config.root):
+            message = message.replace(config.root.rstrip("/"), "$ROOT")
+        raise StepFailedError(f"{command[0]}: {message}")
+    row = json.loads(output.strip().splitlines()[-1])
+    return row, time.monotonic() - start, usage.ru_maxrss // 1024
+
+
+def shown(command: Sequence[str]) -> str:
+    """Returns a command as a shell takes it, $ROOT expanded and nothing else."""
+    words = [
+        word if re.fullmatch(r"[\w@%+=:,./$-]+", word) else f'"{word}"'
+        for word in ["python", "-m", *command]
+    ]
+    return " ".join(words)
+
+
+# Showing
+
+
+def report(
+    plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Returns (rows, column names) for a terminal: a line for each cell."""
+    lines = []
+    for cell, row in zip(plan, rows, strict=True):
+        line = {
+            "network": cell.network.row,
+            "column": cell.name,
+            "paper": row["published"] or "-",
+            "measured": _figure(cell, row),
+        }
+        names = ("top1_difference", "top1_paired_error", "mean_kl", "runtime", "images", "seconds")
+        lines.append(line | {name: _detail(name, row[name]) for name in names})
+    return lines, list(lines[0])
+
+
+def overview(
+    config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Returns (rows, column names) as in the paper: a network each, published beside measured."""
+    paper = published.TABLES[config.table]
+    found = {
+        (cell.network.row, cell.name): (cell, row) for cell, row in zip(plan, rows, strict=True)
+    }
+    titles = ["network"]
+    lines = {cell.network.row: {"network": cell.network.row} for cell in plan}
+    networks = {cell.network.row: cell.network for cell in plan}
+    for name in columns_of(config):
+        in_paper, is_measured = name in paper.columns, any(key[1] == name for key in found)
+        titles += [f"{name}, paper"] * in_paper + [name] * is_measured
+        for network, line in lines.items():
+            figure = paper.figure(networks[network].paper, name)
+            line[f"{name}, paper"] = "-" if figure is None else str(figure)
+            line[name] = _figure(*found[network, name]) if is_measured else "-"
+    for cell, row in zip(plan, rows, strict=True):
+        lines[cell.network.row]["images"] = (
+            f"{row['images']} of {pathlib.Path(row['dataset']).name}"
+        )
+    return list(lines.values()), [*titles, "images"]
+
+
+def _figure(cell, row):
+    if row["status"] != "ok":
+        return "failed"
+    if cell.column.value == "params_millions":
+        return f"{int(row['parameters']) / 1e6:.2f}"
+    return f"{float(row[cell.column.value]):.3f}"
+
+
+DETAILS = {
+    "network": "network",
+    "column": "column",
+    "scheme": "scheme",
+    "options": "options",
+    "runtime": "runtime",
+    "top1": "top-1",
+    "top1_difference": "minus float",
+    "top1_paired_error": "paired error",
+    "mean_kl": "mean KL to float",
+    "agreement": "agreement",
+    "images": "images",
+    "seconds": "seconds",
+    "peak_mib": "peak MiB",
+    "status": "status",
+}
+
+
+def page(config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]) -> str:
+    """Returns the table as a page of Markdown: figures, details, commands."""
+    first = rows[0]
+    cropped = "" if config.crop == 1 else f", the central {config.crop:g} of each side"
+    rooted = any("$ROOT" in row["commands"] for row in rows)
+    lines = [
+        f"# Table {config.table}: {published.TABLES[config.table].caption}",
+        "",
+        "Generated by `python -m eval.whitepaper`. *paper*: Krishnamoorthi, arXiv 1806.08342, top-1 on "
+        "ImageNet's 50,000 validation images, simulated. The other figures are measured, on "
+        f"{first['images']} images of {pathlib.Path(first['dataset']).name}{cropped}: in the LiteRT "
+        "interpreter (litert) where an integer file can hold the scheme, else simulated in Keras. "
+        "Other images than the paper's make other absolute figures: compare with the float column.",
+        "",
+        *_markdown(*overview(config, plan, rows)),
+        "",
+        "*minus float* is paired, image by image, with its standard error; KL in nats; *seconds* and "
+        "*peak MiB* are of quantizing, export and measuring, without the float reference.",
+        "",
+        *_markdown(
+            [{title: _detail(name, row[name]) for name, title in DETAILS.items()} for row in rows],
+            list(DETAILS.values()),
+        ),
+        "",
+        "## Commands",
+        "",
+        *(["`ROOT` is the folder given as --root.", ""] if rooted else []),
+    ]
+    commands: dict[str, dict[str, None]] = {}  # of each network, each once
+    for row in rows:
+        known = commands.setdefault(row["network"], {})
+        known |= dict.fromkeys(row["commands"].split(" && "))
+    for network, known in commands.items():
+        lines += [f"{network}:", "", *(f"    {command}" for command in known), ""]
+    return "\n".join(lines)
+
+
+def _detail(name, value):
+    if value == "":
+        return "-"
+    places = {"top1": 4, "top1_difference": 4, "top1_paired_error": 4, "agreement": 4, "mean_kl": 5}
+    if name in places:
+        return f"{float(value):.{places[name]}f}"
+    return value.replace("|", "\\|")
+
+
+def _markdown(rows, columns):
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(row[name] for name in columns) + " |" for row in rows),
+    ]
+
+
+# Figures
+
+
+def draw_figure_3(config: Config) -> dict:
+    """Draws the accuracy of each scheme for each network, from the rows of table 3 that are there.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    from lowbit import plots  # matplotlib takes a second to import
+
+    columns = {name: COLUMNS[3][name] for name in FIGURE_3}
+    plan = cells(config, 3, columns, chosen_networks(config))
+    stored = results.read_rows(os.path.join(config.output_dir, "whitepaper.csv"))
+    groups: dict[str, dict[str, float]] = {}
+    for cell in plan:
+        row = find(stored, cell)
+        if row is None:
+            print(f"not measured: {cell.network.row}, {cell.name}", file=sys.stderr)
+        else:
+            groups.setdefault(cell.network.row, {})[cell.name] = float(row["top1"])
+    if not groups:
+        raise ValueError(
+            f"{config.output_dir}/whitepaper.csv has no row for this figure: run --table=3 with the "
+            "same flags first"
+        )
+    path = os.path.join(config.output_dir, "whitepaper_figure_3.png")
+    images, name = plan[0].identity["images"], pathlib.Path(config.dataset).name
+    plots.grouped_bars(
+        groups,
+        [name for name in FIGURE_3 if any(name in group for group in groups.values())],
+        path,
+        title=f"Post-training quantization by scheme, {images} images of {name}",
+        label="top-1",
+    )
+    return {
+        "tool": "eval.whitepaper",
+        "figure": 3,
+        "networks": len(groups),
+        "bars": sum(map(len, groups.values())),
+        "dataset": config.dataset,
+        "images": int(images),
+        "output": path,
+        "versions": results.versions(),
+    }
+
+
+# The network that the paper draws.
+WEIGHT_FIGURES = {
+    18: "Mobilenet_V1_0.25_128",
+    19: "Mobilenet_V1_0.25_128",
+    20: "Mobilenet_V1_1_224",
+}
+
+
+def draw_weights(config: Config) -> dict:
+    """Draws Figure 18, 19 or 20 of one network, a MobileNet-v1.
+
+    Raises:
+      ValueError: where --networks and --models name several.
+    """
+    if config.networks is None and config.models is None:
+        config = dataclasses.replace(config, models=WEIGHT_FIGURES[config.figure])
+    networks = chosen_networks(config)
+    if len(networks) != 1:
+        raise ValueError(
+            f"--figure={config.figure} draws one network: give --models, one of "
+            f"{', '.join(network.row for network in networks)}"
+        )
+    from eval import layers  # these two bring TensorFlow
+    from lowbit import models
+
+    (network,) = networks
+    weights = None if network.weights is None else real(network.weights, config.root)
+    model, _ = models.load(
+        real(network.model, config.root),
+        weights,
+        input_size=network.input_size,
+        alpha=network.alpha,
+    )
+    os.makedirs(config.output_dir, exist_ok=True)
+    path = os.path.join(config.output_dir, f"whitepaper_figure_{config.figure}.png")
+    layers.draw_figure(config.figure, model, path)
+    return {
+        "tool": "eval.whitepaper",
+        "figure": config.figure,
+        "model": network.model,
+        "output": path,
+        "versions": results.versions(),
+    }
+
+
+FIGURES = {3: draw_figure_3, **dict.fromkeys(WEIGHT_FIGURES, draw_weights)}
+
+
+def main() -> None:
+    """Runs the command line."""
+    cli.run(tabulate, Config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Corrections of one layer with the inputs that it really gets: clipping, rounding, bias.
+
+Each takes the moments of the layer's inputs in both streams (`moments`), and leaves the layer with
+codes times scale as its kernel, the range of those codes stored, and a bias.
+
+  regression   w* = (covariance + r I)^-1 (cross + r I) w       the weights that, on the quantized
+               inputs, come nearest to the float outputs; ridge r keeps them near w
+  clipping     the range, a factor of the kernel's own, at which rounding costs the output least
+  rounding     nearest, error_feedback or adaround
+  bias         b' = b + w^T mean_f - q^T mean_q                 the output's mean as in float
+               (Nagel et al. 1906.04721, section 4.2, with measured means)
+"""
+
+import dataclasses
+
+import numpy as np
+from keras import ops
+
+from lowbit import affine, clipping, walk
+from lowbit import spec as spec_lib
+from ptq import adaround, error_feedback, moments
+
+ROUNDINGS = ("nearest", "error_feedback", "adaround")
+# Of the mean variance of the inputs.  A classifier sees as many positions as there are images, fewer
+# than its inputs: what it is fitted to there is noise.
+RIDGE = 0.05
+RIDGE_PER_TAP = 2.0
+DAMPING_PER_TAP = 0.1
+# Of the range that rounding to nearest likes best.
+REFINEMENT = (1.0, 0.85, 0.92, 1.08, 1.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which corrections a layer gets."""
+
+    rounding: str = "nearest"
+    regression: bool = False
+    clipping: bool = False
+    bias: bool = True
+
+
+def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
+    """Corrects a step's layer in place."""
+    layer, spec = step.layer, step.layer.weight_spec
+    observed = moments.observe(layer, step.inputs(), seed)
+    kernel, bias = (np.float64(ops.convert_to_numpy(x)) for x in step.float_layer.folded())
+    weights = moments.grouped(layer, kernel)
+    replaced = weights
+    if spec is not None:
+        hessian = error_feedback.damped(
+            observed.covariance,
+            error_feedback.DAMPING + DAMPING_PER_TAP * weights.shape[1] / observed.count,
+        )
+        target = regression(weights, observed) if settings.regression else weights
+        input_quantizer = layer.input_quantizer()
+        floor = None
+        if input_quantizer is not None and input_quantizer.spec is not None and spec.symmetric:
+            input_scale = np.float32(input_quantizer.scale_and_zero_point()[0])
+            floor = affine.minimum_weight_scale(np.float32(bias), input_scale)
+        codes, scale, zero_point = quantize(target, hessian, spec, settings, floor)
+        replaced = codes * scale[:, None, :]
+        lowest, highest = affine.integer_bounds(spec)
+        low, high = (((bound - zero_point) * scale).reshape(-1) for bound in (lowest, highest))
+        if spec.axis is None:
+            low, high = low[:1], high[:1]
+        layer.store_range(np.float32(low), np.float32(high))
+    if settings.bias:
+        ours, wanted = (
+            np.einsum("gko,gk->go", *terms)
+            for terms in ((replaced, observed.mean_q), (weights, observed.mean_f))
+        )
+        bias = bias + (wanted - ours).reshape(-1)
+    layer.kernel.assign(moments.ungrouped(layer, replaced).astype(np.float32))
+    layer.bias.assign(bias.astype(np.float32))
+
+
+def regression(weights: np.ndarray, observed: moments.Moments) -> np.ndarray:
+    """Returns w* of the formula at the top, (G, K, O)."""
+    ridge = RIDGE + RIDGE_PER_TAP * weights.shape[1] / observed.count
+    lift = ridge * np.einsum("gkk->gk", observed.covariance).mean(axis=1) + 1e-12
+    lift = lift[:, None, None] * np.eye(weights.shape[1])
+    return np.linalg.solve(observed.covariance + lift, (observed.cross + lift) @ weights)
+
+
+def quantize(weights, hessian, spec: spec_lib.QuantSpec, settings: Settings, floor=None):
+    """Returns codes less zero point (G, K, O), and their scale and zero point, (G, O) each.
+
+    Args:
+      weights: float64 (G, K, O).
+      hessian: float64 (G, K, K).
+      spec: of the weights; `axis` None shares one scale.
+      floor: None, or the smallest scale of each output, float32 (G * O,).
+    """
+    groups, taps, outputs = weights.shape
+    flat = np.float32(weights.transpose(1, 0, 2).reshape(taps, -1))
+    per_channel = spec.axis is not None
+    flat_spec = dataclasses.replace(spec, axis=1 if per_channel else None)
+    if settings.clipping:
+        # The diagonal alone where it is one for all outputs: it gives nearly all of the gain.
+        moment = np.repeat(hessian, outputs, axis=0) if groups > 1 else np.diagonal(hessian[0])
+        low, high = clipping.clip_weights(flat, flat_spec, moment)
+    else:
+        low, high = affine.observed_range(flat, flat_spec.axis)
+
+    def grid(factor):
+        """Returns scale and zero point, float64 (G, O), for the range times a factor (G, O)."""
+        factor = np.float32(factor.reshape(-1) if per_channel else factor.max())
+        scale, zero_point = affine.scale_and_zero_point(low * factor, high * factor, spec)
+        if floor is not None:
+            scale = np.maximum(scale, floor if per_channel else floor.max())
+        found = (np.broadcast_to(np.float64(x), (groups * outputs,)) for x in (scale, zero_point))
+        return tuple(x.reshape(groups, outputs) for x in found)
+
+    one = np.ones((groups, outputs))
+    scale, zero_point = grid(one)
+    if settings.rounding == "nearest":
+        return error_feedback.nearest(weights, scale, zero_point, spec), scale, zero_point
+    if settings.rounding == "adaround":
+        codes = adaround.rounded(weights, hessian, scale, zero_point, spec)
+        return codes, scale, zero_point
+    spread = error_feedback.feedback(hessian)
+    best = None
+    # With feedback another range often pays: what is clipped is made up for.
+    for factor in REFINEMENT if settings.clipping else (1.0,):
+        trial = grid(factor * one)
+        codes = error_feedback.with_feedback(weights, spread, *trial, spec)
+        cost = error_feedback.error(codes * trial[0][:, None, :] - weights, hessian)
+        if not per_channel:
+            cost = np.full_like(cost, cost.sum())
+        if best is None:
+            best = cost, *trial
+        else:
+            better = cost < best[0]
+            best = tuple(np.where(better, a, b) for a, b in zip((cost, *trial), best, strict=True))
+    _, scale, zero_point = best
+    codes = error_feedback.with_feedback(weights, spread, scale, zero_point, spec)
+    codes = error_feedback.descend(codes, weights, hessian, scale, zero_point, spec)
+    return codes, scale, zero_point
