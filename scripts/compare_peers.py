@@ -1,12 +1,14 @@
-"""Plain 8-bit PTQ beside its peers: the same float models, calibration images and test images.
+"""PTQ beside its peers: the same float models, calibration images and test images.
 
     LOWBIT_DATA=folder python scripts/compare_peers.py
 
-For each network: float Keras, our `.tflite` (min-max, per channel), the TFLite converter's and
-litert_quantizer's, all in the interpreter with XNNPACK.  Rows go to results/ptq_peers.csv.
+For each network: float Keras, our `.tflite` by each recipe at 8 bits and with 4-bit weights, the
+TFLite converter's and litert_quantizer's, all in the interpreter.  Every tool gets the same images.
+Rows go to results/ptq_peers.csv.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import resource
@@ -22,7 +24,7 @@ from lowbit import (
     lowering,
     manifest,
     metrics,
-    placement,
+    ranges,
     results,
     runtimes,
     spec,
@@ -30,6 +32,7 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from ptq import recipes
 
 MODELS = {
     "mobilenet_v1_1.0_224": "tf",
@@ -37,6 +40,16 @@ MODELS = {
     "efficientnet_lite0_224": "127,128",
     "mobilenet_v1_0.25_224": "tf",
 }
+
+
+# scheme, recipe
+OURS = {
+    "lowbit": ("w8a8", "plain"),
+    "lowbit fast": ("w8a8", "fast"),
+    "lowbit accurate": ("w8a8", "accurate"),
+    "lowbit w4a8 accurate": ("w4a8", "accurate"),
+}
+TOOLS = (*OURS, "converter", "litert_quantizer", "litert_quantizer w4a8")
 
 
 def main():
@@ -48,6 +61,7 @@ def main():
     )
     parser.add_argument("--limit", type=int, default=500, help="test images")
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--output", default="results/ptq_peers.csv")
     arguments = parser.parse_args()
     folder = pathlib.Path(os.environ["LOWBIT_DATA"])
@@ -61,7 +75,7 @@ def main():
         rows += made
     columns = ["model", "tool", "top1", "minus_float", "paired_error", "mean_kl", "seconds"]
     print(results.table(rows, columns))
-    for tool in ("float", "lowbit", "converter", "litert_quantizer"):
+    for tool in ("float", *arguments.tools.split(",")):
         top1 = [row["top1"] for row in rows if row["tool"] == tool]
         print(f"mean top-1, {tool}: {np.mean(top1):.4f}")
 
@@ -78,23 +92,30 @@ def compare(name, folder, calibration_set, test_set, arguments):
         )
     ]
 
-    def ours():
-        quantized = placement.place(model, spec.scheme("w8a8"))
-        calibration.calibrate(
-            quantized, (np.concatenate(images[i : i + 10]) for i in range(0, len(images), 10))
-        )
+    def ours(scheme, recipe):
+        recipe = recipes.RECIPES[recipe]
+
+        def batches():
+            return (np.concatenate(images[i : i + 10]) for i in range(0, len(images), 10))
+
+        quantized, twin = recipes.place(model, spec.scheme(scheme), recipe.corrections)
+        calibration.calibrate(quantized, batches(), ranges.estimator(recipe.calibrator))
+        if twin is not None:
+            recipes.correct(quantized, twin, recipe.corrections, batches(), len(images))
         return tflite_file.write(lowering.lower(quantized))
 
+    makers = {tool: functools.partial(ours, *how) for tool, how in OURS.items()}
+    makers |= {
+        "converter": lambda: peers.converter_ptq(model, images),
+        "litert_quantizer": lambda: peers.litert_quantizer_ptq(converted, images),
+        "litert_quantizer w4a8": lambda: peers.litert_quantizer_ptq(converted, images, 4),
+    }
     files = {}
     seconds = {}
     converted = peers.float_tflite(model)
-    for tool, make in (
-        ("lowbit", ours),
-        ("converter", lambda: peers.converter_ptq(model, images)),
-        ("litert_quantizer", lambda: peers.litert_quantizer_ptq(converted, images)),
-    ):
+    for tool in arguments.tools.split(","):
         start = time.perf_counter()
-        files[tool] = make()
+        files[tool] = makers[tool]()
         seconds[tool] = time.perf_counter() - start
 
     count = min(arguments.limit, len(test_set))

@@ -12,6 +12,7 @@ TensorFlow and litert-quantizer are imported where they are used, so that one pe
 the other.
 """
 
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -101,38 +102,67 @@ def converter_ptq(keras_model: "keras.Model", calibration_batches: Iterable[np.n
     return converter.convert()
 
 
+def litert_quantizer_recipe(weight_bits: int = 8):
+    """Returns litert-quantizer's static recipe: 8-bit activations, weights of 8 or 4 bits.
+
+    At 4 bits its policy takes convolution, dense and, where it allows it, depthwise weights; what
+    it refuses stays at 8.
+    """
+    from litert_quantizer import recipe
+
+    if weight_bits == 8:
+        return recipe.static_wi8_ai8()
+    manager = recipe.recipe_manager.RecipeManager()
+    names = recipe.TFLOperationName
+    manager.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    for name in (names.CONV_2D, names.FULLY_CONNECTED, names.DEPTHWISE_CONV_2D):
+        try:
+            manager.add_static_config(
+                ".*", name, activation_num_bits=8, weight_num_bits=weight_bits
+            )
+        except ValueError as error:
+            print(f"litert_quantizer leaves {name} at 8 bits: {error}", file=sys.stderr)
+    return manager.get_quantization_recipe()
+
+
 def litert_quantizer_calibrate(
-    float_tflite_model: bytes, calibration_batches: Iterable[np.ndarray]
+    float_tflite_model: bytes,
+    calibration_batches: Iterable[np.ndarray],
+    weight_bits: int = 8,
 ) -> "Ranges":
-    """Returns the activation ranges that litert-quantizer's static int8 recipe asks for.
+    """Returns the activation ranges that litert-quantizer's static recipe asks for.
 
     Ranges are moving averages (0.95 old, 0.05 new) over the batches, each float32 (1, H, W, 3).
     The samples go in as a list: the calibrator reads them twice, and a generator, spent after
     the first reading, would calibrate on nothing.
     """
-    from litert_quantizer import quantizer, recipe
+    from litert_quantizer import quantizer
 
     samples = [{INPUT_NAME: batch} for batch in calibration_batches]
-    static_int8 = quantizer.Quantizer(float_tflite_model, recipe.static_wi8_ai8())
-    return static_int8.calibrate({SIGNATURE: samples})
+    static = quantizer.Quantizer(float_tflite_model, litert_quantizer_recipe(weight_bits))
+    return static.calibrate({SIGNATURE: samples})
 
 
-def litert_quantizer_quantize(float_tflite_model: bytes, ranges: "Ranges") -> bytes:
+def litert_quantizer_quantize(
+    float_tflite_model: bytes, ranges: "Ranges", weight_bits: int = 8
+) -> bytes:
     """Quantizes with given ranges: int8 input (1, H, W, 3), int8 output (1, classes)."""
-    from litert_quantizer import quantizer, recipe
+    from litert_quantizer import quantizer
 
-    static_int8 = quantizer.Quantizer(float_tflite_model, recipe.static_wi8_ai8())
-    result = static_int8.quantize(ranges, enable_progress_report=False)
+    static = quantizer.Quantizer(float_tflite_model, litert_quantizer_recipe(weight_bits))
+    result = static.quantize(ranges, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 
 def litert_quantizer_ptq(
-    float_tflite_model: bytes, calibration_batches: Iterable[np.ndarray]
+    float_tflite_model: bytes,
+    calibration_batches: Iterable[np.ndarray],
+    weight_bits: int = 8,
 ) -> bytes:
-    """Quantizes with litert-quantizer's own static int8 recipe (weights 8, activations 8).
+    """Quantizes with litert-quantizer's own static recipe (weights 8 or 4 bits, activations 8).
 
     Takes a float file with a signature, as `float_tflite` writes it, and batches of float32
     (1, H, W, 3). Returns a file with int8 input (1, H, W, 3) and int8 output (1, classes).
     """
-    ranges = litert_quantizer_calibrate(float_tflite_model, calibration_batches)
-    return litert_quantizer_quantize(float_tflite_model, ranges)
+    ranges = litert_quantizer_calibrate(float_tflite_model, calibration_batches, weight_bits)
+    return litert_quantizer_quantize(float_tflite_model, ranges, weight_bits)
