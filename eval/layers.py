@@ -23,10 +23,8 @@ float_form_kl of the summary is how far the quantized model without its quantize
 model, on the first batch: what corrections changed in the network itself, before any rounding.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import logging
 import os
 import sys
 import time
@@ -40,6 +38,7 @@ from lowbit import (
     affine,
     cli,
     diagnosis,
+    fakequant,
     functional,
     layers,
     manifest,
@@ -116,7 +115,7 @@ def diagnose(config: Config) -> dict:
         return (x for x, _ in batches)
 
     alone = {}
-    with _without_retracing_warnings():
+    with fakequant.without_retracing_warnings():
         gains, float_form_kl = compare_float_forms(pair, next(images()))
         with progress.bar("comparing", count) as update:
             whole = compare_activations(pair, gains, images(), update)
@@ -168,18 +167,6 @@ def diagnose(config: Config) -> dict:
     print(results.table([row], [*shown, "ties_decided_against_reference"]), file=sys.stderr)
     results.append_row(os.path.join(config.output_dir, "layers_summary.csv"), row)
     return row
-
-
-@contextlib.contextmanager
-def _without_retracing_warnings():
-    """Each layer runs once a batch, so a scale of a new shape is traced at nearly every call."""
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _first(ranked, part):

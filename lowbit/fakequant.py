@@ -13,7 +13,9 @@ Gradient: straight-through with clipping (whitepaper eq. 14, 15), and for the ra
 The range's gradients stop where the activation function, and not the range, is what clips.
 """
 
+import contextlib
 import functools
+import logging
 
 import keras
 import numpy as np
@@ -201,6 +203,18 @@ def _forward(x, scale, zero_point, code_low, code_high):
 
 def _backward(upstream, x, low, high):
     return ops.where(ops.logical_and(x >= low, x <= high), upstream, ops.zeros_like(upstream))
+
+
+@contextlib.contextmanager
+def without_retracing_warnings():
+    """Silences TensorFlow's advice while layers run one by one: each has a shape of its own."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 if keras.config.backend() == "tensorflow":

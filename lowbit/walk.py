@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from lowbit import functional, layers, quantizers
+from lowbit import fakequant, functional, layers, quantizers
 
 FLOAT16_LIMIT = 2.0**14
 
@@ -62,7 +62,11 @@ def walk(
     for ours, theirs in zip(*pairs, strict=True):
         theirs.minimum.assign(ours.minimum)
         theirs.maximum.assign(ours.maximum)
-    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder, layers.in_float(reference):
+    with (
+        tempfile.TemporaryDirectory(prefix="lowbit-") as folder,
+        layers.in_float(reference),
+        fakequant.without_retracing_warnings(),
+    ):
         streams = (
             _Stream(trace, images, pathlib.Path(folder) / "quantized"),
             _Stream(other, images, pathlib.Path(folder) / "float"),

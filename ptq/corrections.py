@@ -1,11 +1,13 @@
-"""Corrections of one layer with the inputs that it really gets: clipping, rounding, bias.
+"""Corrections of one layer with the inputs that it really gets: regression, clipping, rounding, bias.
 
 Each takes the moments of the layer's inputs in both streams (`moments`), and leaves the layer with
 codes times scale as its kernel, the range of those codes stored, and a bias.
 
-  regression   w* = (covariance + r I)^-1 (cross + r I) w       the weights that, on the quantized
-               inputs, come nearest to the float outputs; ridge r keeps them near w
-  clipping     the range, a factor of the kernel's own, at which rounding costs the output least
+  regression   w* = (covariance + r I)^-1 (cross + r I) w
+               the weights that, on the quantized inputs, come nearest to the outputs of the float
+               weights; r = (0.05 + 2 K / positions) * mean variance keeps them near w
+  clipping     the range at which rounding costs the output least (`clipping.clip_weights`); before
+               error feedback also its multiples
   rounding     nearest, error_feedback or adaround
   bias         b' = b + w^T mean_f - q^T mean_q                 the output's mean as in float
                (Nagel et al. 1906.04721, section 4.2, with measured means)
@@ -22,11 +24,11 @@ from ptq import adaround, error_feedback, moments
 
 ROUNDINGS = ("nearest", "error_feedback", "adaround")
 # Of the mean variance of the inputs.  A classifier sees as many positions as there are images, fewer
-# than its inputs: what it is fitted to there is noise.
+# than its inputs: what it would be fitted to is noise, so the ridge grows with inputs per position.
 RIDGE = 0.05
 RIDGE_PER_TAP = 2.0
 DAMPING_PER_TAP = 0.1
-# Of the range that rounding to nearest likes best.
+# Of the range that rounding to nearest likes best: what a narrower one clips, feedback makes up for.
 REFINEMENT = (1.0, 0.85, 0.92, 1.08, 1.2)
 
 
@@ -41,7 +43,13 @@ class Settings:
 
 
 def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
-    """Corrects a step's layer in place."""
+    """Corrects a step's layer in place; the bias of before stays where `settings.bias` is False.
+
+    Args:
+      step: from `walk.walk`; its layer has weight_range "stored" and a bias.
+      settings: what is done.
+      seed: of the positions that are drawn.
+    """
     layer, spec = step.layer, step.layer.weight_spec
     observed = moments.observe(layer, step.inputs(), seed)
     kernel, bias = (np.float64(ops.convert_to_numpy(x)) for x in step.float_layer.folded())
@@ -70,9 +78,8 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
             np.einsum("gko,gk->go", *terms)
             for terms in ((replaced, observed.mean_q), (weights, observed.mean_f))
         )
-        bias = bias + (wanted - ours).reshape(-1)
+        layer.bias.assign((bias + (wanted - ours).reshape(-1)).astype(np.float32))
     layer.kernel.assign(moments.ungrouped(layer, replaced).astype(np.float32))
-    layer.bias.assign(bias.astype(np.float32))
 
 
 def regression(weights: np.ndarray, observed: moments.Moments) -> np.ndarray:
@@ -104,16 +111,15 @@ def quantize(weights, hessian, spec: spec_lib.QuantSpec, settings: Settings, flo
         low, high = affine.observed_range(flat, flat_spec.axis)
 
     def grid(factor):
-        """Returns scale and zero point, float64 (G, O), for the range times a factor (G, O)."""
-        factor = np.float32(factor.reshape(-1) if per_channel else factor.max())
-        scale, zero_point = affine.scale_and_zero_point(low * factor, high * factor, spec)
+        """Returns scale and zero point, float64 (G, O), for the range times a factor."""
+        bounds = (bound * np.float32(factor) for bound in (low, high))
+        scale, zero_point = affine.scale_and_zero_point(*bounds, spec)
         if floor is not None:
             scale = np.maximum(scale, floor if per_channel else floor.max())
         found = (np.broadcast_to(np.float64(x), (groups * outputs,)) for x in (scale, zero_point))
         return tuple(x.reshape(groups, outputs) for x in found)
 
-    one = np.ones((groups, outputs))
-    scale, zero_point = grid(one)
+    scale, zero_point = grid(1.0)
     if settings.rounding == "nearest":
         return error_feedback.nearest(weights, scale, zero_point, spec), scale, zero_point
     if settings.rounding == "adaround":
@@ -121,9 +127,8 @@ def quantize(weights, hessian, spec: spec_lib.QuantSpec, settings: Settings, flo
         return codes, scale, zero_point
     spread = error_feedback.feedback(hessian)
     best = None
-    # With feedback another range often pays: what is clipped is made up for.
     for factor in REFINEMENT if settings.clipping else (1.0,):
-        trial = grid(factor * one)
+        trial = grid(factor)
         codes = error_feedback.with_feedback(weights, spread, *trial, spec)
         cost = error_feedback.error(codes * trial[0][:, None, :] - weights, hessian)
         if not per_channel:

@@ -4,13 +4,12 @@ The squared error of y = w^T x when codes q replace w is a quadratic form of the
 
     E = (q - w)^T H (q - w)        H = covariance + damping * mean(diagonal) * identity
 
-Rounding to nearest ignores that x's are correlated.  Three steps on each output channel lower E:
+Rounding to nearest ignores that x's are correlated.  Two steps on each output channel lower E:
 
   feedback   round one weight after another, and let the weights that are still to come take up the
              error (GPTQ: Frantar et al. 2210.17323, eq. 2 and 3, by the Cholesky factor of H^-1)
   descent    w_j's best code with all others held, q_j <- round(q_j - (H (q - w))_j / H_jj), again and
              again; E never grows
-  scale      the factor of all codes of the channel that is best for them,  q^T H w / q^T H q
 """
 
 import dataclasses
@@ -122,12 +121,3 @@ def descend(codes, weights, hessian, scale, zero_point, spec, sweeps: int = 3) -
         if not changed:
             break
     return codes
-
-
-def best_scale(codes, weights, hessian, scale) -> np.ndarray:
-    """Returns the scale (G, O) at which the codes' error is smallest; the old one where none is."""
-    product = hessian @ codes
-    above = np.einsum("gko,gko->go", product, weights)
-    below = np.einsum("gko,gko->go", product, codes)
-    found = (above > 0) & (below > 0)
-    return np.where(found, above / np.where(found, below, 1.0), scale)

@@ -166,3 +166,11 @@ def litert_quantizer_ptq(
     """
     ranges = litert_quantizer_calibrate(float_tflite_model, calibration_batches, weight_bits)
     return litert_quantizer_quantize(float_tflite_model, ranges, weight_bits)
+
+
+def litert_quantizer_weights(float_tflite_model: bytes, recipe_name: str) -> bytes:
+    """Quantizes the weights alone, by a recipe of litert-quantizer that needs no data."""
+    from litert_quantizer import quantizer, recipe
+
+    weights = quantizer.Quantizer(float_tflite_model, getattr(recipe, recipe_name)())
+    return bytes(weights.quantize(enable_progress_report=False).quantized_model)
