@@ -23,9 +23,9 @@ from lowbit import affine
 from lowbit import spec as spec_lib
 from ptq import error_feedback
 
-STEPS = 1000
+STEPS = 300
 WARM_UP = 0.2  # of the steps, without the second term
-RATE = 0.03
+RATE = 0.1
 STRENGTH = 10.0
 STRETCH = 0.1  # sigmoid from -0.1 to 1.1, so that h reaches 0 and 1
 BETAS = (20.0, 2.0)
