@@ -23,7 +23,6 @@ A networks file is TOML; paths in it, in --models, --dataset and --calibration m
 """
 
 import dataclasses
-import glob
 import hashlib
 import json
 import os
@@ -32,11 +31,10 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 
 import lowbit
-from eval import published
+from eval import networks, published
 from lowbit import cli, files, results, spec
 from lowbit.data import datasets
 
@@ -91,45 +89,6 @@ COLUMNS = {
 }
 # The bars of the paper's Figure 3, from the rows of Table 3.
 FIGURE_3 = ("float", "activation_only", "asym_per_channel", "sym_per_channel", "asym_per_layer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A row of the table: a zoo name or a `.keras` file."""
-
-    row: str
-    model: str
-    paper: str | None = None  # its name in eval/published.py
-    weights: str | None = None
-    alpha: float | None = None
-    input_size: int | None = None
-    preprocess: str | None = None
-
-    def __post_init__(self):
-        if not re.fullmatch(r"[\w.+-]+", self.row):
-            raise ValueError(f"network {self.row!r}: a row's name is made of letters, digits, _.+-")
-        if self.paper is not None and self.paper not in PAPER:
-            raise ValueError(
-                f"network {self.row}: paper = {self.paper!r} is not one of {', '.join(PAPER)}"
-            )
-
-
-PAPER = tuple(published.TABLES[1].rows)
-NETWORKS = tuple(
-    Network(name, model, name, alpha=alpha, input_size=input_size)
-    for name, model, alpha, input_size in (
-        ("Mobilenet_V1_0.25_128", "mobilenet_v1", 0.25, 128),
-        ("Mobilenet_V2_1_224", "mobilenet_v2", None, None),
-        ("Mobilenet_V1_1_224", "mobilenet_v1", None, None),
-        ("Nasnet_Mobile", "nasnet_mobile", None, None),
-        ("Mobilenet_V2_1.4_224", "mobilenet_v2", 1.4, None),
-        ("Inception_V3", "inception_v3", None, None),
-        ("Resnet_v1_50", "resnet_v1_50", None, None),
-        ("Resnet_v2_50", "resnet_v2_50", None, None),
-        ("Resnet_v1_152", "resnet_v1_152", None, None),
-        ("Resnet_v2_152", "resnet_v2_152", None, None),
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +172,7 @@ class Cell:
     table: int
     name: str  # of the column
     column: Column
-    network: Network
+    network: networks.Network
     identity: Mapping[str, str]  # the columns of the CSV that tell one measurement from another
 
 
@@ -237,7 +196,7 @@ def tabulate(config: Config) -> dict:
     if config.figure is not None:
         return FIGURES[config.figure](config)
     path = os.path.join(config.output_dir, "whitepaper.csv")
-    plan = cells(config, config.table, columns_of(config), chosen_networks(config))
+    plan = cells(config, config.table, columns_of(config), networks.chosen(config))
     os.makedirs(config.output_dir, exist_ok=True)
     os.makedirs(config.work_dir, exist_ok=True)
     measured, broken = 0, {}
@@ -297,151 +256,36 @@ def columns_of(config: Config) -> dict[str, Column]:
     if config.columns is None:
         return columns
     return {
-        name: columns[name] for name in _picked(config.columns, columns, "--columns", "columns")
+        name: columns[name]
+        for name in networks.picked(config.columns, columns, "--columns", "columns")
     }
-
-
-def chosen_networks(config: Config) -> list[Network]:
-    """Returns the networks of --networks and --models, paths placed under --root.
-
-    Raises:
-      ValueError: names the entry of the file that is wrong, or the network that is not in it.
-    """
-    if config.networks is not None:
-        listed = {network.row: network for network in read_networks(config.networks)}
-        names = list(listed)
-        if config.models is not None:
-            names = _picked(config.models, listed, "--models", f"networks of {config.networks}")
-        networks = [listed[name] for name in names]
-    elif config.models is not None:
-        networks = [_network(name) for name in _split(config.models, "--models")]
-    else:
-        networks = list(NETWORKS)
-    placed = []
-    for network in networks:
-        model, weights = located(network.model, config.root), network.weights
-        if model.endswith(".keras"):
-            if not os.path.isfile(real(model, config.root)):
-                raise FileNotFoundError(f"network {network.row}: {network.model}: no such file")
-            preprocess = network.preprocess or config.preprocess
-        else:
-            weights, preprocess = weights or config.weights, network.preprocess
-        placed.append(
-            dataclasses.replace(
-                network,
-                model=model,
-                weights=None if weights is None else located(weights, config.root),
-                preprocess=preprocess,
-            )
-        )
-    names = [network.row for network in placed]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two networks are named {twice[0]}; a --networks file can name them")
-    return placed
-
-
-def read_networks(path: str) -> list[Network]:
-    """Returns the networks of a TOML file.
-
-    Raises:
-      ValueError: names the file, the entry and what is wrong with it.
-    """
-    with open(path, "rb") as file:
-        try:
-            content = tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: {error}") from error
-    entries = content.get("network")
-    if set(content) != {"network"} or not isinstance(entries, list):
-        raise ValueError(f"{path}: needs entries [[network]] and nothing else")
-    kinds = {
-        "row": str,
-        "model": str,
-        "paper": str,
-        "weights": str,
-        "alpha": (int, float),
-        "input_size": int,
-        "preprocess": str,
-    }
-    networks = []
-    for number, entry in enumerate(entries, 1):
-        for name, value in entry.items():
-            if name not in kinds:
-                raise ValueError(f"{path}: network {number}: {name!r} is none of {list(kinds)}")
-            if not isinstance(value, kinds[name]):
-                raise ValueError(f"{path}: network {number}: {name} = {value!r} has a wrong type")
-        if not {"row", "model"} <= set(entry):
-            raise ValueError(f"{path}: network {number} needs row and model")
-        networks.append(Network(**entry))
-    return networks
-
-
-def _network(name):
-    for network in NETWORKS:
-        plain = network.alpha is None and network.input_size is None
-        if name == network.row or (plain and name == network.model):
-            return network
-    # A name that is neither is left to the tools: they list the zoo, which needs TensorFlow here.
-    return Network(pathlib.PurePath(name).stem if name.endswith(".keras") else name, name)
-
-
-def _split(text, flag):
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(f"{flag}={text} holds an empty name")
-    return names
-
-
-def _picked(text, allowed, flag, what):
-    names = _split(text, flag)
-    unknown = [name for name in names if name not in allowed]
-    if unknown:
-        raise ValueError(f"{flag}: {unknown[0]!r} is none of the {what}: {', '.join(allowed)}")
-    return list(dict.fromkeys(names))
-
-
-def located(path: str, root: str | None) -> str:
-    """Returns `path` as "$ROOT/path" where it lies under --root, else as it is.
-
-    Commands and rows keep this form, so that they name no folder of one machine.
-    """
-    if root is None or os.path.isabs(path):
-        return path
-    inside = os.path.join(root, path)
-    return f"$ROOT/{path}" if os.path.exists(inside) or glob.glob(inside) else path
-
-
-def real(text: str, root: str | None) -> str:
-    """Returns the text with $ROOT replaced."""
-    return text if root is None else text.replace("$ROOT", root.rstrip("/") or "/")
 
 
 def cells(
-    config: Config, table: int, columns: Mapping[str, Column], networks: Sequence[Network]
+    config: Config, table: int, columns: Mapping[str, Column], rows: Sequence[networks.Network]
 ) -> list[Cell]:
     """Returns the cells to measure, the float one of each network first.
 
     Raises:
       ValueError, FileNotFoundError: where the images are not there.
     """
-    dataset = located(config.dataset, config.root)
+    dataset = networks.located(config.dataset, config.root)
     split = config.split or datasets.default_split(dataset)
-    images = len(datasets.open_dataset(real(dataset, config.root), split))
+    images = len(datasets.open_dataset(networks.real(dataset, config.root), split))
     chosen = {name: column for name, column in columns.items() if column.scheme is not None}
     if not chosen:
         raise ValueError(f"--columns={config.columns}: nothing to measure, these need training")
     calibration, available = None, 0
     if config.calibration is not None:
-        calibration = located(config.calibration, config.root)
-        available = len(datasets.open_dataset(real(calibration, config.root), "all"))
+        calibration = networks.located(config.calibration, config.root)
+        available = len(datasets.open_dataset(networks.real(calibration, config.root), "all"))
     else:
         for name, column in chosen.items():
             if _needs_images(column):
                 raise ValueError(f"column {name} calibrates: give --calibration")
     versions = json.dumps(results.versions())
     plan = []
-    for network in networks:
+    for network in rows:
         for name, column in chosen.items():
             identity = {
                 **{field: getattr(network, field) for field in IDENTITY[:5]},
@@ -466,9 +310,7 @@ def cells(
                 for field in IDENTITY
             }
             plan.append(Cell(table, name, column, network, text))
-    return sorted(
-        plan, key=lambda cell: (networks.index(cell.network), cell.column.scheme != "float")
-    )
+    return sorted(plan, key=lambda cell: (rows.index(cell.network), cell.column.scheme != "float"))
 
 
 def _needs_images(column):
@@ -646,7 +488,7 @@ def run(config: Config, command: Sequence[str]) -> tuple[dict, float, int]:
     # The same checkout as this process's, from whatever folder it runs.
     home = str(pathlib.Path(lowbit.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    arguments = [sys.executable, "-m", *(real(word, config.root) for word in command)]
+    arguments = [sys.executable, "-m", *(networks.real(word, config.root) for word in command)]
     with open(os.path.join(config.work_dir, "log.txt"), "a+b") as log:
         log.write(f"$ {shown(command)}\n".encode())
         log.flush()
@@ -714,12 +556,12 @@ def overview(
     }
     titles = ["network"]
     lines = {cell.network.row: {"network": cell.network.row} for cell in plan}
-    networks = {cell.network.row: cell.network for cell in plan}
+    listed = {cell.network.row: cell.network for cell in plan}
     for name in columns_of(config):
         in_paper, is_measured = name in paper.columns, any(key[1] == name for key in found)
         titles += [f"{name}, paper"] * in_paper + [name] * is_measured
         for network, line in lines.items():
-            figure = paper.figure(networks[network].paper, name)
+            figure = paper.figure(listed[network].paper, name)
             line[f"{name}, paper"] = "-" if figure is None else str(figure)
             line[name] = _figure(*found[network, name]) if is_measured else "-"
     for cell, row in zip(plan, rows, strict=True):
@@ -821,7 +663,7 @@ def draw_figure_3(config: Config) -> dict:
     from lowbit import plots  # matplotlib takes a second to import
 
     columns = {name: COLUMNS[3][name] for name in FIGURE_3}
-    plan = cells(config, 3, columns, chosen_networks(config))
+    plan = cells(config, 3, columns, networks.chosen(config))
     stored = results.read_rows(os.path.join(config.output_dir, "whitepaper.csv"))
     groups: dict[str, dict[str, float]] = {}
     for cell in plan:
@@ -872,19 +714,19 @@ def draw_weights(config: Config) -> dict:
     """
     if config.networks is None and config.models is None:
         config = dataclasses.replace(config, models=WEIGHT_FIGURES[config.figure])
-    networks = chosen_networks(config)
-    if len(networks) != 1:
+    found = networks.chosen(config)
+    if len(found) != 1:
         raise ValueError(
             f"--figure={config.figure} draws one network: give --models, one of "
-            f"{', '.join(network.row for network in networks)}"
+            f"{', '.join(network.row for network in found)}"
         )
     from eval import layers  # these two bring TensorFlow
     from lowbit import models
 
-    (network,) = networks
-    weights = None if network.weights is None else real(network.weights, config.root)
+    (network,) = found
+    weights = None if network.weights is None else networks.real(network.weights, config.root)
     model, _ = models.load(
-        real(network.model, config.root),
+        networks.real(network.model, config.root),
         weights,
         input_size=network.input_size,
         alpha=network.alpha,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import published, whitepaper
+from eval import networks, published, whitepaper
 from lowbit import manifest, results, spec
 from lowbit.data import datasets, pipeline, preprocess
 
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def test_the_printed_tables_are_whole():
     for number, table in published.TABLES.items():
         assert {len(figures) for figures in table.rows.values()} == {len(table.columns)}
-        assert set(table.rows) <= set(whitepaper.PAPER)
+        assert set(table.rows) <= set(networks.PAPER)
         for network in table.rows:
             # The float column is the same in every table, and is the last.
             assert table.columns[-1] == "float"
@@ -131,18 +131,18 @@ def test_bad_networks_files_are_named(tmp_path, content, message):
     path = tmp_path / "n.toml"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        whitepaper.read_networks(str(path))
+        networks.read_networks(str(path))
 
 
 def test_networks_are_found():
-    default = whitepaper.chosen_networks(config())
-    assert [network.row for network in default] == list(whitepaper.PAPER)
+    default = networks.chosen(config())
+    assert [network.row for network in default] == list(networks.PAPER)
     assert {network.weights for network in default} == {"imagenet"}
-    (chosen,) = whitepaper.chosen_networks(config(models="mobilenet_v2", weights="a.weights.h5"))
+    (chosen,) = networks.chosen(config(models="mobilenet_v2", weights="a.weights.h5"))
     assert (chosen.row, chosen.model, chosen.weights, chosen.alpha) == (
         *("Mobilenet_V2_1_224", "mobilenet_v2", "a.weights.h5", None),
     )
-    listed = whitepaper.read_networks(str(ROOT / "scripts/networks.toml"))
+    listed = networks.read_networks(str(ROOT / "scripts/networks.toml"))
     papers = {network.row: network.paper for network in listed}
     assert papers == {
         "mobilenet_v1_1.0_224": "Mobilenet_V1_1_224",
@@ -155,10 +155,10 @@ def test_networks_are_found():
 def test_paths_under_the_root_are_written_so(tmp_path):
     (tmp_path / "train-00000-of-00001").touch()
     root = str(tmp_path)
-    assert whitepaper.located("train-*", root) == "$ROOT/train-*"
-    assert whitepaper.real("--dataset=$ROOT/train-*", root) == f"--dataset={root}/train-*"
-    assert whitepaper.located("digits", root) == "digits"
-    assert whitepaper.located("train-*", None) == "train-*"
+    assert networks.located("train-*", root) == "$ROOT/train-*"
+    assert networks.real("--dataset=$ROOT/train-*", root) == f"--dataset={root}/train-*"
+    assert networks.located("digits", root) == "digits"
+    assert networks.located("train-*", None) == "train-*"
     command = whitepaper.shown(["eval.accuracy", "--dataset=$ROOT/train-*", "--limit=3"])
     assert command == 'python -m eval.accuracy "--dataset=$ROOT/train-*" --limit=3'
     echoed = subprocess.run(
