@@ -51,15 +51,16 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
       seed: of the positions that are drawn.
     """
     layer, spec = step.layer, step.layer.weight_spec
-    observed = moments.observe(layer, step.inputs(), seed)
+    needs_products = settings != Settings(bias=settings.bias)
+    observed = moments.observe(layer, step.inputs(), seed, only_means=not needs_products)
     kernel, bias = (np.float64(ops.convert_to_numpy(x)) for x in step.float_layer.folded())
     weights = moments.grouped(layer, kernel)
     replaced = weights
     if spec is not None:
-        hessian = error_feedback.damped(
-            observed.covariance,
-            error_feedback.DAMPING + DAMPING_PER_TAP * weights.shape[1] / observed.count,
-        )
+        hessian = None
+        if needs_products:
+            damping = error_feedback.DAMPING + DAMPING_PER_TAP * weights.shape[1] / observed.count
+            hessian = error_feedback.damped(observed.covariance, damping)
         target = regression(weights, observed) if settings.regression else weights
         input_quantizer = layer.input_quantizer()
         floor = None
@@ -95,7 +96,7 @@ def quantize(weights, hessian, spec: spec_lib.QuantSpec, settings: Settings, flo
 
     Args:
       weights: float64 (G, K, O).
-      hessian: float64 (G, K, K).
+      hessian: float64 (G, K, K); None where weights are rounded to nearest in their own range.
       spec: of the weights; `axis` None shares one scale.
       floor: None, or the smallest scale of each output, float32 (G * O,).
     """

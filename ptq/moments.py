@@ -30,13 +30,16 @@ class Moments:
 
     mean_q: np.ndarray
     mean_f: np.ndarray
-    covariance: np.ndarray
-    cross: np.ndarray
+    covariance: np.ndarray | None  # None where only means were asked for
+    cross: np.ndarray | None
     count: int
 
 
 def observe(
-    layer: keras.layers.Layer, pairs: Iterable[tuple[np.ndarray, np.ndarray]], seed: int = 0
+    layer: keras.layers.Layer,
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    seed: int = 0,
+    only_means: bool = False,
 ) -> Moments:
     """Returns the moments of a weighted layer's inputs.
 
@@ -44,23 +47,30 @@ def observe(
       layer: one of layers.WEIGHTED.
       pairs: (quantized, float) inputs, float32 (n, ...) each.
       seed: of the positions that are drawn; both streams are read at the same ones.
+      only_means: True leaves the second moments out.
 
     Raises:
       ValueError: where there is no input, or one is not finite: names the layer.
     """
     rng = np.random.default_rng(seed)
     depthwise = isinstance(layer, layers.QuantizedDepthwiseConv2D)
+    products = _depthwise_products if depthwise else _dense_products
     sums, count = None, 0
     for pair in pairs:
         taps_q, taps_f = _taps(layer, pair, rng)
-        batch = (_depthwise_sums if depthwise else _dense_sums)(taps_q, taps_f)
-        sums = batch if sums is None else tuple(a + b for a, b in zip(sums, batch, strict=True))
+        batch = [_sums(taps, depthwise) for taps in (taps_q, taps_f)]
+        if not only_means:
+            batch += products(taps_q, taps_f)
+        sums = batch if sums is None else [a + b for a, b in zip(sums, batch, strict=True)]
         count += len(taps_q[0])
     if sums is None:
         raise ValueError(f"layer {layer.name}: no input was observed")
     if not all(np.isfinite(array).all() for array in sums):
         raise ValueError(f"layer {layer.name}: its inputs hold NaN or infinity")
-    mean_q, mean_f, square, product = (array / count for array in sums)
+    mean_q, mean_f, *second = (array / count for array in sums)
+    if only_means:
+        return Moments(mean_q, mean_f, None, None, count)
+    square, product = second
     return Moments(
         mean_q,
         mean_f,
@@ -87,22 +97,26 @@ def ungrouped(layer: keras.layers.Layer, weights: np.ndarray) -> np.ndarray:
     return weights.reshape(shape)
 
 
-def _dense_sums(taps_q, taps_f):
-    """Returns the sums of x_q, x_f, x_q x_q^T and x_q x_f^T over positions, one group."""
+def _sums(taps, depthwise):
+    """Returns the sum of x over positions, float64 (G, K)."""
+    sums = [tap.sum(axis=0, dtype=np.float64) for tap in taps]
+    return np.stack(sums, axis=1) if depthwise else np.concatenate(sums)[None]
+
+
+def _dense_products(taps_q, taps_f):
+    """Returns the sums of x_q x_q^T and x_q x_f^T over positions, one group."""
     x_q, x_f = np.concatenate(taps_q, axis=1), np.concatenate(taps_f, axis=1)
-    sums = x_q.sum(axis=0, dtype=np.float64), x_f.sum(axis=0, dtype=np.float64)
-    return tuple(array[None] for array in (*sums, np.float64(x_q.T @ x_q), np.float64(x_q.T @ x_f)))
+    return [np.float64(x_q.T @ other)[None] for other in (x_q, x_f)]
 
 
-def _depthwise_sums(taps_q, taps_f):
+def _depthwise_products(taps_q, taps_f):
     """Returns the same with a group for each channel: products tap by tap, nothing transposed."""
-
-    def products(ones, others):
-        return np.array([[np.einsum("pc,pc->c", a, b) for b in others] for a in ones], np.float64)
-
-    sums = (np.array([tap.sum(axis=0) for tap in taps], np.float64).T for taps in (taps_q, taps_f))
-    squares = products(taps_q, taps_q).transpose(2, 0, 1)
-    return (*sums, squares, products(taps_q, taps_f).transpose(2, 0, 1))
+    return [
+        np.array(
+            [[np.einsum("pc,pc->c", a, b) for b in taps] for a in taps_q], np.float64
+        ).transpose(2, 0, 1)
+        for taps in (taps_q, taps_f)
+    ]
 
 
 def _taps(layer, inputs, rng):

@@ -47,7 +47,8 @@ class Config:
     scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
     recipe: str = cli.field(
         "plain",
-        "plain: ranges alone; fast: seconds; accurate: minutes, every layer fitted to the float one.",
+        "plain: ranges alone; fast: the best range for each tensor, and biases; accurate: every layer "
+        "fitted to the float one, minutes.",
         choices=recipes.RECIPES,
     )
     corrections: str | None = cli.field(

@@ -452,13 +452,21 @@ def test_walk_counts_its_images(randomize, smooth_images):
             next(walk.walk(quantized, reference, np.split(images, 2), announced))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8_per_tensor", "w4a8_asymmetric", "w4"])
+BIAS = ("bias_empirical",)
+FITTED = ("clipping", "regression", "error_feedback", "bias_empirical")
+LEARNT = ("equalization", "absorption", "adaround", "bias_empirical")
+
+
 @pytest.mark.parametrize(
-    "names",
+    "scheme, names",
     [
-        ("bias_empirical",),
-        ("clipping", "regression", "error_feedback", "bias_empirical"),
-        ("equalization", "absorption", "adaround", "bias_empirical"),
+        ("w8a8", BIAS),
+        ("w8a8", FITTED),
+        ("w4a8", FITTED),
+        ("w4a8", LEARNT),
+        ("w4a8_per_tensor", LEARNT),
+        ("w4a8_asymmetric", FITTED),
+        ("w4", BIAS),
     ],
 )
 def test_corrections_bring_the_output_nearer_to_float(scheme, names, randomize, smooth_images):
