@@ -42,7 +42,7 @@ class Recipe:
 RECIPES = {
     "plain": Recipe((), "minmax", 100),
     "fast": Recipe(("bias_empirical",), "auto", 100),
-    "accurate": Recipe(("clipping", "regression", "error_feedback", "bias_empirical"), "auto", 300),
+    "accurate": Recipe(("clipping", "regression", "error_feedback", "bias_empirical"), "auto", 100),
 }
 
 

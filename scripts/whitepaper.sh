@@ -6,9 +6,8 @@
 # What is in results/whitepaper.csv already is not measured again.
 set -u
 status=0
-for what in --table=1 --table=2 --table=3 "--table=5 --recipe_images=300" --table=6 --figure=3; do
-    # shellcheck disable=SC2086  # two words
-    python -m eval.whitepaper $what --root="${LOWBIT_DATA:?names the folder of models and images}" \
+for what in --table=1 --table=2 --table=3 --table=5 --table=6 --figure=3; do
+    python -m eval.whitepaper "$what" --root="${LOWBIT_DATA:?names the folder of models and images}" \
         --networks=scripts/networks.toml --dataset=images/nips17_dev_500.zip \
         --calibration=images/imagenet_calibration_1000.zip "$@" || status=1
 done
