@@ -22,6 +22,7 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from ptq import quantize
 from qat import train
 
 DATA = pathlib.Path(os.environ.get("LOWBIT_DATA", "/nonexistent"))
@@ -124,6 +125,38 @@ def test_the_mlir_converter_writes_the_same_integers(quantized):
     )
     assert (ours != theirs).sum() == 0
     assert len(np.unique(ours)) >= 16
+
+
+@pytest.mark.parametrize(
+    "recipe, scheme, limit",
+    [("plain", "w8a8", 1.0), ("fast", "w8a8", 0.04), ("accurate", "w4a8", 0.6)],
+)
+def test_recipes_bring_a_real_network_near_float(recipe, scheme, limit, tmp_path):
+    """MobileNet-v1 0.25, mean KL to float on 100 images: 0.19, 0.02 and 0.3 when it was built."""
+    float_path = DATA / "models/mobilenet_v1_0.25_224.keras"
+    output = tmp_path / "q.keras"
+    quantize.quantize(
+        quantize.Config(
+            model=str(float_path),
+            preprocess="tf",
+            dataset=str(DATA / "images/imagenet_calibration_1000.zip"),
+            scheme=scheme,
+            recipe=recipe,
+            calibration_images=50,
+            output=str(output),
+        )
+    )
+    content = tflite_file.write(lowering.lower(manifest.load_model(output)[0]))
+    assert lint.faults(content, io="int8") == []
+    reference, _ = manifest.load_model(float_path)
+    preprocess = preprocessing.parse("tf")
+
+    def images():
+        return (x for x, _ in batches("nips17_dev_500.zip", 100, preprocess, (224, 224)))
+
+    wanted = np.concatenate(list(runtimes.run_keras(reference, images())))
+    outputs = np.concatenate(list(runtimes.run_litert(content, images())))
+    assert metrics.kl_divergence(wanted, outputs).mean() < limit
 
 
 def test_a_few_steps_of_qat_keep_a_real_network_whole(tmp_path):
