@@ -246,6 +246,7 @@ def float_top1(folder, name, text):
     return float((np.asarray(model(x)).argmax(axis=1) == labels).mean())
 
 
+@pytest.mark.slow  # six processes with TensorFlow: 44 s of processor time
 def test_each_cell_is_measured_once(folder, capsys):
     # One cell fails: the other networks' are measured, and the page is written.
     (folder / "two.keras").write_bytes((folder / "two.keras").read_bytes()[:-100])
