@@ -273,7 +273,7 @@ def stored_outputs(
         with open(path, "rb") as file, np.load(file) as stored:
             outputs, theirs = stored["outputs"], stored["labels"]
             identity = json.loads(str(stored["identity"]))
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--reference {path} is no file of --save_outputs: {error}") from error
     wanted = {"dataset": dataset, "split": split, "crop": crop}
     if preprocess is not None:

@@ -96,6 +96,8 @@ def diagnose(config: Config) -> dict:
         raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")
     pair = pair_up(model, reference, config.model, config.reference)
     names = [layer.name for layer in layers.weighted_layers(model)]
+    if not names:
+        raise ValueError(f"{config.model} has no quantized layer with weights")
     if config.layer is not None and config.layer not in names:
         raise ValueError(f"--layer={config.layer} is not one of {', '.join(names)}")
     dataset = datasets.open_dataset(config.dataset, config.split)

@@ -103,7 +103,7 @@ SCHEMES = {
 ALLOWED = (
     "w8a8 and the like (weights of 2 to 8 bits, activations of 4 to 8 or 16), w8 (weights alone), a8 "
     "(activations alone); weights with _per_tensor, _asymmetric or _per_tensor_asymmetric behind "
-    "them; w8a8_dense_per_tensor; dynamic"
+    "them; w8a8_dense_per_tensor; dynamic (simulated only)"
 )
 
 

@@ -6,7 +6,7 @@ streams run side by side, and each operation runs once in each.  What a quantize
 disk until its last reader has run: memory holds one batch at a time, however many images there are.
 
     float stream:      float weights, activations clipped to the ranges but not rounded; kept as
-                       float16 (float32 where values pass 2**14)
+                       float16 (float32 where the range is below 2**-6 or above 2**14)
     quantized stream:  int16 multiples of the quantizer's scale: exact
 
 The float stream is clipped because what a range cuts off, no weight brings back.  Fitted to
@@ -14,6 +14,7 @@ unclipped outliers, MobileNet-v2's layers got worse: mean KL to float 0.67 at 8 
 """
 
 import dataclasses
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,8 @@ from keras import ops
 
 from lowbit import fakequant, functional, layers, quantizers
 
-FLOAT16_LIMIT = 2.0**14
+# Largest values that float16 holds with 11 significant bits and without falling to zero soon.
+FLOAT16_LIMITS = (2.0**-6, 2.0**14)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Step:
     float_layer: keras.layers.Layer  # the same of the float model
     activation: str | None  # fused behind it
     inputs: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+    calls: int  # of the layer; `inputs` are those of the first
     index: int  # 0 for the first step
     count: int  # steps in all
 
@@ -101,6 +104,7 @@ def walk(
                         tuple(ops.convert_to_numpy(stream.get(value, rows)) for stream in streams)
                         for rows in slices
                     ),
+                    len(call.layer._inbound_nodes),
                     weighted[call.layer],
                     len(weighted),
                 )
@@ -169,18 +173,32 @@ class _Stream:
                 low, high = (abs(float(ops.convert_to_numpy(bound))) for bound in layer.range())
                 if layer.enabled and layer.spec is not None:
                     dtype, scale = np.int16, np.float32(layer.scale_and_zero_point()[0])
-                elif 0 < max(low, high) < FLOAT16_LIMIT:
+                elif FLOAT16_LIMITS[0] < max(low, high) < FLOAT16_LIMITS[1]:
                     dtype = np.float16
-            path = self.folder / str(value)
-            shape = (self.images, *x.shape[1:])
-            self.arrays[value] = (np.memmap(path, dtype, "w+", shape=shape), scale)
+            self.arrays[value] = (self._array(str(value), dtype, x.shape[1:]), scale)
         array, scale = self.arrays[value]
         if array.dtype == np.int16:
             x = ops.round(x / scale)
         array[rows] = ops.convert_to_numpy(ops.cast(x, str(array.dtype)))
 
+    def _array(self, name, dtype, shape):
+        """Returns an array on disk, (images, *shape), whose file goes with it."""
+        shape = (self.images, *shape)
+        path, size = self.folder / name, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with open(path, "wb") as file:
+            try:
+                os.posix_fallocate(
+                    file.fileno(), 0, size
+                )  # a full disk would kill the process later
+            except OSError as error:
+                raise OSError(
+                    f"activations of {self.images} images need {size / 2**20:.0f} MiB more in "
+                    f"{self.folder.parent.parent} ({error.strerror}); set TMPDIR, or take fewer images"
+                ) from error
+        array = np.memmap(path, dtype, "r+", shape=shape)
+        path.unlink()  # even a killed process leaves no data behind
+        return array
+
     def drop(self, values: Iterable[int]) -> None:
         for value in list(values):
-            if value in self.arrays:
-                del self.arrays[value]
-                (self.folder / str(value)).unlink()
+            self.arrays.pop(value, None)

@@ -51,6 +51,8 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
       seed: of the positions that are drawn.
     """
     layer, spec = step.layer, step.layer.weight_spec
+    if step.calls > 1:  # the inputs of its later calls are not known yet: nothing is fitted
+        settings = dataclasses.replace(settings, regression=False, bias=False)
     needs_products = settings != Settings(bias=settings.bias)
     observed = moments.observe(layer, step.inputs(), seed, only_means=not needs_products)
     kernel, bias = (np.float64(ops.convert_to_numpy(x)) for x in step.float_layer.folded())
@@ -66,8 +68,17 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
         floor = None
         if input_quantizer is not None and input_quantizer.spec is not None and spec.symmetric:
             input_scale = np.float32(input_quantizer.scale_and_zero_point()[0])
-            floor = affine.minimum_weight_scale(np.float32(bias), input_scale)
-        codes, scale, zero_point = quantize(target, hessian, spec, settings, floor)
+            # The bias of before and, but for rounding, of after: neither may raise the scale later.
+            drift = np.einsum("gko,gk->go", weights, observed.mean_f - observed.mean_q)
+            largest = np.maximum(np.abs(bias), np.abs(bias + drift.reshape(-1)))
+            floor = affine.minimum_weight_scale(np.float32(1.05 * largest), input_scale)
+        try:
+            codes, scale, zero_point = quantize(target, hessian, spec, settings, floor)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"layer {layer.name}: the covariance of its inputs is singular ({error}); calibrate "
+                "on more images, or leave error_feedback out of --corrections"
+            ) from error
         replaced = codes * scale[:, None, :]
         lowest, highest = affine.integer_bounds(spec)
         low, high = (((bound - zero_point) * scale).reshape(-1) for bound in (lowest, highest))
@@ -86,8 +97,7 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
 def regression(weights: np.ndarray, observed: moments.Moments) -> np.ndarray:
     """Returns w* of the formula at the top, (G, K, O)."""
     ridge = RIDGE + RIDGE_PER_TAP * weights.shape[1] / observed.count
-    lift = ridge * np.einsum("gkk->gk", observed.covariance).mean(axis=1) + 1e-12
-    lift = lift[:, None, None] * np.eye(weights.shape[1])
+    lift = error_feedback.lift(observed.covariance, ridge)
     return np.linalg.solve(observed.covariance + lift, (observed.cross + lift) @ weights)
 
 

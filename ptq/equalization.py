@@ -129,7 +129,9 @@ def correct_biases(network: placement.Network, scheme: spec_lib.Scheme) -> place
         elif operation.kind in ("mean", "average_pool", "pad") and known[0] is not None:
             means[operation.output] = known[0]
         elif operation.kind == "concatenate" and all(mean is not None for mean in known):
-            means[operation.output] = np.concatenate(known)
+            rank = len(network.trace.shapes[operation.output])
+            if operation.layer.axis in (-1, rank - 1):
+                means[operation.output] = np.concatenate(known)
         operations.append(operation)
     return dataclasses.replace(network, operations=tuple(operations))
 

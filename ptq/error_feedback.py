@@ -26,10 +26,15 @@ BLOCK = 64
 
 def damped(covariance: np.ndarray, damping: float = DAMPING) -> np.ndarray:
     """Returns H of (G, K, K): positive definite, dead inputs included."""
-    diagonal = np.einsum("gkk->gk", covariance).mean(axis=1)
-    # 1e-12: a group whose inputs are constant has no covariance at all.
-    lift = damping * diagonal + 1e-12 + 1e-6 * diagonal.max(initial=0.0)
-    return covariance + lift[:, None, None] * np.eye(covariance.shape[1])
+    return covariance + lift(covariance, damping)
+
+
+def lift(covariance: np.ndarray, factor: float) -> np.ndarray:
+    """Returns factor * mean(diagonal) * identity, (G, K, K), above zero for constant inputs too."""
+    variance = np.maximum(np.einsum("gkk->gk", covariance).mean(axis=1), 0)
+    # Products are float32: a group's covariance is known to 1e-7 of the largest one's.
+    floor = 1e-6 * variance.max(initial=0.0) or 1.0
+    return (factor * variance + floor)[:, None, None] * np.eye(covariance.shape[1])
 
 
 def error(difference: np.ndarray, hessian: np.ndarray) -> np.ndarray:

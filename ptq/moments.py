@@ -55,9 +55,16 @@ def observe(
     rng = np.random.default_rng(seed)
     depthwise = isinstance(layer, layers.QuantizedDepthwiseConv2D)
     products = _depthwise_products if depthwise else _dense_products
-    sums, count = None, 0
+    shifts, sums, count = None, None, 0
     for pair in pairs:
-        taps_q, taps_f = _taps(layer, pair, rng)
+        both = _taps(layer, pair, rng)
+        # Products of float32 values far from zero would lose the spread around them.
+        if shifts is None:
+            shifts = [[tap.mean(axis=0, dtype=np.float64) for tap in taps] for taps in both]
+        taps_q, taps_f = (
+            [tap - np.float32(shift) for tap, shift in zip(*stream, strict=True)]
+            for stream in zip(both, shifts, strict=True)
+        )
         batch = [_sums(taps, depthwise) for taps in (taps_q, taps_f)]
         if not only_means:
             batch += products(taps_q, taps_f)
@@ -67,15 +74,19 @@ def observe(
         raise ValueError(f"layer {layer.name}: no input was observed")
     if not all(np.isfinite(array).all() for array in sums):
         raise ValueError(f"layer {layer.name}: its inputs hold NaN or infinity")
-    mean_q, mean_f, *second = (array / count for array in sums)
+    above_q, above_f, *second = (array / count for array in sums)  # of the shifts
+    shift_q, shift_f = (
+        _by_group([np.float64(np.float32(shift)) for shift in stream], depthwise)
+        for stream in shifts
+    )
+    means = above_q + shift_q, above_f + shift_f
     if only_means:
-        return Moments(mean_q, mean_f, None, None, count)
+        return Moments(*means, None, None, count)
     square, product = second
     return Moments(
-        mean_q,
-        mean_f,
-        square - mean_q[:, :, None] * mean_q[:, None, :],
-        product - mean_q[:, :, None] * mean_f[:, None, :],
+        *means,
+        square - above_q[:, :, None] * above_q[:, None, :],
+        product - above_q[:, :, None] * above_f[:, None, :],
         count,
     )
 
@@ -99,8 +110,12 @@ def ungrouped(layer: keras.layers.Layer, weights: np.ndarray) -> np.ndarray:
 
 def _sums(taps, depthwise):
     """Returns the sum of x over positions, float64 (G, K)."""
-    sums = [tap.sum(axis=0, dtype=np.float64) for tap in taps]
-    return np.stack(sums, axis=1) if depthwise else np.concatenate(sums)[None]
+    return _by_group([tap.sum(axis=0, dtype=np.float64) for tap in taps], depthwise)
+
+
+def _by_group(values, depthwise):
+    """Returns (G, K) of one array (channels,) for each tap."""
+    return np.stack(values, axis=1) if depthwise else np.concatenate(values)[None]
 
 
 def _dense_products(taps_q, taps_f):

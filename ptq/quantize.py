@@ -72,6 +72,8 @@ def quantize(config: Config) -> dict:
     start = time.monotonic()
     manifest.check_output(config.output, ".keras")
     scheme, recipe = spec.scheme(config.scheme), _recipe(config)
+    if config.batch_size < 1:
+        raise ValueError(f"--batch_size is {config.batch_size}; at least 1 image is needed")
     if config.model in models.ZOO and config.weights is None:
         raise ValueError(f"--model={config.model} needs --weights: random weights have no ranges")
     dataset = datasets.open_dataset(config.dataset, "all")
@@ -145,7 +147,10 @@ def _recipe(config: Config) -> recipes.Recipe:
     changes = {}
     if config.corrections is not None:
         names = [name.strip() for name in config.corrections.split(",") if name.strip()]
-        changes["corrections"] = recipes.check(names)
+        try:
+            changes["corrections"] = recipes.check(names)
+        except ValueError as error:
+            raise ValueError(f"--corrections: {error}") from error
     if config.calibrator is not None:
         changes["calibrator"] = config.calibrator
     if config.calibration_images is not None:

@@ -59,6 +59,11 @@ def check(names: Iterable[str]) -> tuple[str, ...]:
             raise ValueError(f"correction {name!r} is unknown; allowed are {allowed}")
     if all(name in names for name in ROUNDINGS):
         raise ValueError(f"{' and '.join(ROUNDINGS)} are two ways to round; give one of them")
+    measured = [name for name in names if name not in REWRITES]
+    if "bias_analytic" in names and measured:
+        raise ValueError(
+            f"bias_analytic foresees rounding to nearest; with {measured[0]} take bias_empirical"
+        )
     return tuple(name for name in CORRECTIONS if name in names)
 
 

@@ -193,6 +193,21 @@ def test_moments_of_many_positions_are_a_sample(monkeypatch):
     assert moments.observe(layer, [(x, x)]).count == 80
 
 
+def test_moments_keep_a_small_spread_far_from_zero():
+    layer = weighted(L.Conv2D(4, 1), (8, 8, 3))
+    spread = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
+    x = (1000 + 0.01 * spread).astype(np.float32)
+    observed = moments.observe(layer, [(x, x)])
+    expected = np.cov(np.float64(x).reshape(-1, 3).T, bias=True)
+    np.testing.assert_allclose(observed.covariance[0], expected, rtol=1e-2, atol=1e-7)
+    constant = np.full((4, 8, 8, 3), 5.7, np.float32)
+    for covariance in (
+        observed.covariance,
+        moments.observe(layer, [(constant, constant)]).covariance,
+    ):
+        assert np.linalg.eigvalsh(error_feedback.damped(covariance)).min() > 0
+
+
 def test_moments_refuse_nothing_and_nan():
     layer = weighted(L.Conv2D(4, 1), (2, 2, 3))
     with pytest.raises(ValueError, match="no input was observed"):
@@ -512,7 +527,43 @@ def test_corrected_codes_are_the_files(tmp_path, randomize, smooth_images):
         )
 
 
+@pytest.mark.parametrize("kind", ["one image", "black", "dead channel", "tiny"])
+def test_awkward_networks_are_corrected(kind, randomize, smooth_images):
+    model = randomize(inverted_residual(relu))
+    images = smooth_images(8, 12, 12, 4)
+    if kind == "one image":
+        images = images[:1]
+    elif kind == "black":
+        images = np.zeros_like(images)
+    elif kind == "dead channel":
+        norm = next(x for x in model.layers if isinstance(x, L.BatchNormalization))
+        norm.gamma.assign(norm.gamma * (np.arange(8) > 0))
+        norm.beta.assign(np.where(np.arange(8) > 0, norm.beta, 5.7))
+    else:
+        model = keras.Model(
+            model.input, L.Dense(3)(L.Flatten()(L.Conv2D(6, 1)(L.Conv2D(6, 3)(model.input))))
+        )
+        model.layers[1].kernel.assign(1e-8 * model.layers[1].kernel)
+    names = recipes.check(FITTED)
+    wanted = model.predict_on_batch(images)
+    quantized, reference = recipes.place(model, spec.scheme("w8a8"), names)
+    calibration.calibrate(quantized, [images])
+    recipes.correct(quantized, reference, names, [images], len(images))
+    got = np.array(quantized.predict_on_batch(images))
+    assert np.abs(got - wanted).max() <= 0.1 * np.abs(wanted).max()
+
+
+def test_means_of_a_concatenation_along_the_height_are_unknown(randomize):
+    inputs = keras.Input((6, 6, 4))
+    branches = [L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 1)(inputs))) for _ in range(2)]
+    model = randomize(keras.Model(inputs, L.Conv2D(3, 1)(L.Concatenate(axis=1)(branches))))
+    names = recipes.check(["bias_analytic"])
+    recipes.place(model, spec.scheme("w4a8"), names)
+
+
 def test_unknown_corrections_are_refused():
+    with pytest.raises(ValueError, match="with clipping take bias_empirical"):
+        recipes.check(["bias_analytic", "clipping"])
     with pytest.raises(ValueError, match="'gptq' is unknown; allowed are equalization, absorption"):
         recipes.check(["gptq"])
     with pytest.raises(ValueError, match="two ways to round"):
