@@ -68,7 +68,8 @@ def draw_ablation(rows, path):
         values = [float(found[name]["top1"]) if name in found else 0.0 for name in names]
         colors = ["#2a6f4e" if name.startswith("accurate") else "#4878a8" for name in names]
         bars = axis.barh(range(len(names)), values, color=colors)
-        axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+        labels = [f"{float(found[n]['top1']):.2f}" if n in found else "not measured" for n in names]
+        axis.bar_label(bars, labels, fontsize=7, padding=2)
         axis.axvline(floats[0], color="#888888", linewidth=1, linestyle="--")
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_xlim(0, 1.08)

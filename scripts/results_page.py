@@ -67,7 +67,7 @@ SECTIONS = (
             "xnnpack_differing",
             "reference_differing",
             "least_distinct",
-            "reason",
+            "outside_xnnpack",
         ),
     ),
     (
@@ -139,7 +139,8 @@ def main():
     for table in WHITEPAPER_TABLES:
         path = RESULTS / f"whitepaper_table_{table}.md"
         if path.exists():
-            lines += [path.read_text().replace("# ", "## ", 1).strip(), ""]
+            text = path.read_text().replace("# ", "## ", 1).partition("\n## Commands")[0]
+            lines += [text.strip(), "", f"The commands: [{path.name}](../{path}).", ""]
     pathlib.Path("docs/results.md").write_text("\n".join(lines))
 
 
