@@ -203,9 +203,7 @@ def load(
                 return runtimes.run_litert(content, batches, kernels)
             return runtimes.run_simulator(graph, batches, kernels)
 
-    text = preprocess or facts.get("preprocess")
-    if text is None:
-        raise ValueError(f"{path} does not say how its images are normalized; give {flag}")
+    text = preprocessing.first_known(path, preprocess, facts.get("preprocess"), flag=flag)
     if len(shape) != 3:
         raise ValueError(
             f"{path} takes input of shape {shape}; images are (height, width, channels)"

@@ -91,9 +91,12 @@ def diagnose(config: Config) -> dict:
     model, facts = manifest.load_model(config.model)
     reference, reference_facts = manifest.load_model(config.reference)
     shape = models.image_input(model, config.model)
-    text = config.preprocess or facts.get("preprocess") or reference_facts.get("preprocess")
-    if text is None:
-        raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")
+    text = preprocessing.first_known(
+        config.model,
+        config.preprocess,
+        facts.get("preprocess"),
+        reference_facts.get("preprocess"),
+    )
     pair = pair_up(model, reference, config.model, config.reference)
     names = [layer.name for layer in layers.weighted_layers(model)]
     if not names:
@@ -249,39 +252,6 @@ def tensors(trace: functional.Trace) -> list[Tensor]:
 _RESHAPES = keras.layers.Reshape | keras.layers.Flatten
 
 
-def run_calls(
-    trace: functional.Trace,
-    values: dict,
-    start: int = 0,
-    replaced: Mapping[int, Callable] | None = None,
-) -> Iterator[tuple[int, object]]:
-    """Yields (index, output) of each call from `start` on; at the end `values` holds the outputs.
-
-    Args:
-      values: what is computed already, by number; changed in place: what no later call reads is
-        dropped, so that memory holds the live tensors alone.
-      replaced: by id of a layer, function(index, arguments) that runs instead of it.
-    """
-    last = {value: index for index, call in enumerate(trace.calls) for value in call.inputs}
-    last |= dict.fromkeys(trace.outputs, len(trace.calls))
-    for index in range(start, len(trace.calls)):
-        call = trace.calls[index]
-        arguments = [values[value] for value in call.inputs]
-        instead = (replaced or {}).get(id(call.layer))
-        y = instead(index, arguments) if instead else run_call(call, arguments)
-        values[call.output] = y
-        for value in (*call.inputs, call.output):
-            if last.get(value, -1) <= index:
-                values.pop(value, None)
-        yield index, y
-
-
-def run_call(call: functional.Call, arguments: list):
-    """Returns what a layer computes in inference."""
-    many = isinstance(call.layer, keras.layers.Add | keras.layers.Concatenate)
-    return call.layer(arguments if many else arguments[0], **call.keywords)
-
-
 def compare_float_forms(pair: Pair, x: np.ndarray) -> tuple[dict[int, np.ndarray], float]:
     """Runs the two models in float on one batch: what differs there is not quantization.
 
@@ -308,7 +278,7 @@ def _both(pair, x, kept):
     streams = []
     for trace, values in zip((pair.ours, pair.theirs), kept, strict=True):
         values[trace.inputs[0]] = ops.convert_to_tensor(x)
-        streams.append(run_calls(trace, values))
+        streams.append(functional.run_calls(trace, values))
     return zip(*streams, strict=True)
 
 
@@ -402,12 +372,12 @@ def quantize_alone(
         with layers.in_float(pair.reference):
             values = {pair.theirs.inputs[0]: ops.convert_to_tensor(x)}
             before = dict(values)
-            for index, y in run_calls(pair.theirs, values):
+            for index, y in functional.run_calls(pair.theirs, values):
                 if index in points:
                     instead = _quantized_call(pair, gains, index)
                     replaced = {id(pair.theirs.calls[index].layer): instead}
                     rest = dict(before)
-                    stream = run_calls(pair.theirs, rest, index, replaced)
+                    stream = functional.run_calls(pair.theirs, rest, index, replaced)
                     _, quantized = next(stream)
                     _add(sums, index, diagnosis.compare(_array(y), _array(quantized)))
                     for _ in stream:

@@ -73,9 +73,7 @@ def compare(config: Config) -> dict:
             f"{config.model} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; one "
             "of each is needed"
         )
-    text = config.preprocess or facts.get("preprocess")
-    if text is None:
-        raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")
+    text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     dataset = datasets.open_dataset(config.dataset, config.split)
     count = min(config.limit, len(dataset))
     shape = graph.tensors[graph.inputs[0]].shape

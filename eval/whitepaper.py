@@ -217,7 +217,8 @@ def tabulate(config: Config) -> dict:
             line = f"top-1 {same['top1']:.4f}" if same["status"] == "ok" else same["status"]
             print(f"  {line}, {same['seconds']} s", file=sys.stderr)
         store(path, cell, same)
-    rows = [find(results.read_rows(path), cell, in_table=True, failed=True) for cell in plan]
+    stored = results.read_rows(path)
+    rows = [find(stored, cell, in_table=True, failed=True) for cell in plan]
     print(results.table(*report(plan, rows)), file=sys.stderr)
     page_path = os.path.join(config.output_dir, f"whitepaper_table_{config.table}.md")
     files.save_bytes(page(config, plan, rows).encode(), page_path)

@@ -1,6 +1,7 @@
 """Reads a functional Keras 3 model as a flat list of layer calls; nested models are opened up."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -98,6 +99,39 @@ def trace(model: keras.Model) -> Trace:
         inputs.append(value)
     outputs = expand(model, inputs, "")
     return Trace(model.name, tuple(inputs), tuple(outputs), tuple(calls), shapes)
+
+
+def run_calls(
+    trace: Trace,
+    values: dict,
+    start: int = 0,
+    replaced: Mapping[int, Callable] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index, output) of each call from `start` on; at the end `values` holds the outputs.
+
+    Args:
+      values: what is computed already, by number; changed in place: what no later call reads is
+        dropped, so that memory holds the live tensors alone.
+      replaced: by id of a layer, function(index, arguments) that runs instead of it.
+    """
+    last = {value: index for index, call in enumerate(trace.calls) for value in call.inputs}
+    last |= dict.fromkeys(trace.outputs, len(trace.calls))
+    for index in range(start, len(trace.calls)):
+        call = trace.calls[index]
+        arguments = [values[value] for value in call.inputs]
+        instead = (replaced or {}).get(id(call.layer))
+        y = instead(index, arguments) if instead else run_call(call, arguments)
+        values[call.output] = y
+        for value in (*call.inputs, call.output):
+            if last.get(value, -1) <= index:
+                values.pop(value, None)
+        yield index, y
+
+
+def run_call(call: Call, arguments: list, **keywords):
+    """Returns what the layer of a call computes from other tensors; in inference, unless said."""
+    many = len(arguments) > 1 or isinstance(call.layer, keras.layers.Concatenate)
+    return call.layer(arguments if many else arguments[0], **(call.keywords | keywords))
 
 
 def _functional(model, prefix):

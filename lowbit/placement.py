@@ -371,7 +371,7 @@ def merge_rescaling(network: Network) -> Network:
         channels = network.trace.shapes[operation.output][-1]
         scale, offset = _scale_and_offset(operation.layer, channels)
         reader = readers.get(operation.output)
-        padded = reader is not None and _setting(reader, "padding") == "same"
+        padded = reader is not None and setting(reader, "padding") == "same"
         if (
             reader is not None
             and consumers[operation.output] == 1
@@ -501,7 +501,7 @@ def bake_batch_norms(network: Network) -> Network:
     operations = []
     for operation in network.operations:
         if operation.kind in _QUANTIZED_LAYER and "bias" not in operation.weights:
-            zeros = np.zeros(_output_channels(operation), np.float32)
+            zeros = np.zeros(output_channels(operation), np.float32)
             operation = dataclasses.replace(operation, weights=operation.weights | {"bias": zeros})
         if operation.batch_norm is not None:
             weights = operation.weights
@@ -526,7 +526,8 @@ def bake_batch_norms(network: Network) -> Network:
     return dataclasses.replace(network, operations=tuple(operations))
 
 
-def _output_channels(operation):
+def output_channels(operation: Operation) -> int:
+    """Returns how many output channels a weighted operation has."""
     shape = operation.weights["kernel"].shape
     return shape[-2] * shape[-1] if operation.kind == "depthwise" else shape[-1]
 
@@ -542,7 +543,7 @@ def merge_padding(network: Network) -> Network:
             and pad is not None
             and pad.kind == "pad"
             and consumers[pad.output] == 1
-            and _setting(operation, "padding") == "valid"
+            and setting(operation, "padding") == "valid"
             and _same_padding(operation, network.trace.shapes[pad.inputs[0]][1:3])
             == tuple(tuple(pair) for pair in pad.layer.padding)
         ):
@@ -555,7 +556,8 @@ def merge_padding(network: Network) -> Network:
     return dataclasses.replace(network, operations=kept)
 
 
-def _setting(operation, key):
+def setting(operation: Operation, key: str):
+    """Returns an argument of the operation's layer, such as "strides", as rewrites left it."""
     return operation.config.get(key, getattr(operation.layer, key, None))
 
 
@@ -564,9 +566,9 @@ def _same_padding(operation, sizes):
     padding = []
     for size, kernel, stride, dilation in zip(
         sizes,
-        _setting(operation, "kernel_size"),
-        _setting(operation, "strides"),
-        _setting(operation, "dilation_rate"),
+        setting(operation, "kernel_size"),
+        setting(operation, "strides"),
+        setting(operation, "dilation_rate"),
         strict=True,
     ):
         reach = (kernel - 1) * dilation + 1
@@ -743,10 +745,7 @@ def _build_layer(operation, scheme, weight_range, built):
 
 
 def _build_weighted(operation, scheme, weight_range):
-    per_channel = scheme.dense_per_channel if operation.kind == "dense" else scheme.per_channel
-    spec = scheme.weights
-    if spec is not None and per_channel:
-        spec = dataclasses.replace(spec, axis=-1)
+    spec = scheme.weights_of(operation.kind)
     config = {
         "name": operation.name,
         "trainable": operation.config.get("trainable", True),

@@ -45,6 +45,17 @@ class Scheme:
     per_channel: bool = True  # convolution weights: a scale for each output channel
     dense_per_channel: bool = True  # the same for Dense; the MLIR converter can only do False
 
+    def weights_of(self, kind: str) -> QuantSpec | None:
+        """Returns what a layer's weights get, axis -1 where each output channel has its scale.
+
+        Args:
+          kind: "conv", "depthwise" or "dense".
+        """
+        per_channel = self.dense_per_channel if kind == "dense" else self.per_channel
+        if self.weights is None or not per_channel:
+            return self.weights
+        return dataclasses.replace(self.weights, axis=-1)
+
 
 def _weights(bits: int, symmetric: bool = True) -> QuantSpec:
     # Narrow range: TFLite's int8 weights lie in [-127, 127], so that two products fit in int16.

@@ -83,19 +83,18 @@ def walk(
             if start > images:
                 raise ValueError(f"more than the {images} images that were announced")
             for stream in streams:
-                stream.put(trace.inputs[0], rows, batch, exact=True)
+                stream.put(trace.inputs[0], rows, batch)
         if start != images:
             raise ValueError(f"{start} images came, {images} were announced")
         last_use = _last_uses(trace)
         behind = {call.inputs[0]: call for call in trace.calls if _is_quantizer(call)}
-        weighted = {}
-        for call in trace.calls:
+        weighted = {}  # each layer's first call
+        for index, call in enumerate(trace.calls):
             if isinstance(call.layer, layers.WEIGHTED):
-                weighted.setdefault(call.layer, len(weighted))
-        seen = set()
+                weighted.setdefault(call.layer, index)
+        steps = {index: step for step, index in enumerate(weighted.values())}
         for index, (call, twin) in enumerate(zip(trace.calls, other.calls, strict=True)):
-            if isinstance(call.layer, layers.WEIGHTED) and call.layer not in seen:
-                seen.add(call.layer)
+            if index in steps:
                 yield Step(
                     call.layer,
                     twin.layer,
@@ -105,8 +104,8 @@ def walk(
                         for rows in slices
                     ),
                     len(call.layer._inbound_nodes),
-                    weighted[call.layer],
-                    len(weighted),
+                    steps[index],
+                    len(steps),
                 )
             if _is_quantizer(call):
                 for stream in streams:
@@ -154,21 +153,20 @@ class _Stream:
         """Returns a value from its inputs, a float32 tensor."""
         call = self.producers[value]
         inputs = [self.get(one, rows) for one in call.inputs]
-        many = isinstance(call.layer, keras.layers.Add | keras.layers.Concatenate)
         # The training form: floats in fewer passes over memory (a third of the time), one code in a
         # million off the kernels'.  Nothing learns: ranges are frozen.
         training = getattr(call.layer, "batch_norm", None) is None
-        y = call.layer(inputs if many else inputs[0], training=training, **call.keywords)
+        y = functional.run_call(call, inputs, training=training)
         if _is_quantizer(call) and call.layer.spec is not None and not call.layer.enabled:
             y = ops.clip(y, *call.layer.range())
         return y
 
-    def put(self, value: int, rows: slice, x, exact: bool = False) -> None:
-        """Keeps a value for some images; `exact`: in float32."""
+    def put(self, value: int, rows: slice, x) -> None:
+        """Keeps a value for some images; the model's inputs in float32."""
         if value not in self.arrays:
             dtype, scale = np.float32, np.float32(1)
             call = self.producers.get(value)
-            if not exact and call is not None:
+            if call is not None:
                 layer = call.layer
                 low, high = (abs(float(ops.convert_to_numpy(bound))) for bound in layer.range())
                 if layer.enabled and layer.spec is not None:

@@ -22,7 +22,6 @@ from lowbit import affine, clipping, walk
 from lowbit import spec as spec_lib
 from ptq import adaround, error_feedback, moments
 
-ROUNDINGS = ("nearest", "error_feedback", "adaround")
 # Of the mean variance of the inputs.  A classifier sees as many positions as there are images, fewer
 # than its inputs: what it would be fitted to is noise, so the ridge grows with inputs per position.
 RIDGE = 0.05
@@ -36,7 +35,7 @@ REFINEMENT = (1.0, 0.85, 0.92, 1.08, 1.2)
 class Settings:
     """Which corrections a layer gets."""
 
-    rounding: str = "nearest"
+    rounding: str = "nearest"  # or error_feedback, or adaround
     regression: bool = False
     clipping: bool = False
     bias: bool = True
@@ -139,17 +138,17 @@ def quantize(weights, hessian, spec: spec_lib.QuantSpec, settings: Settings, flo
     spread = error_feedback.feedback(hessian)
     best = None
     for factor in REFINEMENT if settings.clipping else (1.0,):
-        trial = grid(factor)
-        codes = error_feedback.with_feedback(weights, spread, *trial, spec)
-        cost = error_feedback.error(codes * trial[0][:, None, :] - weights, hessian)
+        scale, zero_point = grid(factor)
+        codes = error_feedback.with_feedback(weights, spread, scale, zero_point, spec)
+        cost = error_feedback.error(codes * scale[:, None, :] - weights, hessian)
         if not per_channel:
             cost = np.full_like(cost, cost.sum())
-        if best is None:
-            best = cost, *trial
-        else:
-            better = cost < best[0]
-            best = tuple(np.where(better, a, b) for a, b in zip((cost, *trial), best, strict=True))
-    _, scale, zero_point = best
-    codes = error_feedback.with_feedback(weights, spread, scale, zero_point, spec)
+        trial = tuple(x[:, None, :] for x in (cost, scale, zero_point)) + (codes,)
+        if best is not None:
+            better = trial[0] < best[0]
+            trial = tuple(np.where(better, a, b) for a, b in zip(trial, best, strict=True))
+        best = trial
+    _, scale, zero_point, codes = best
+    scale, zero_point = scale[:, 0], zero_point[:, 0]
     codes = error_feedback.descend(codes, weights, hessian, scale, zero_point, spec)
     return codes, scale, zero_point

@@ -71,13 +71,12 @@ def absorb(network: placement.Network) -> placement.Network:
     A padded position is 0 before and after, so there c would not be made up for at the borders.
     """
     operations = {operation.name: operation for operation in network.operations}
-    producers = network.producers()
     for first, second in _pairs(network):
         one, two = operations[first], operations[second]
-        direct = producers.get(two.inputs[0]) is not None and two.inputs[0] == one.output
+        direct = two.inputs[0] == one.output
         padded = (
             two.kind in ("conv", "depthwise")
-            and _padding(two) != "valid"
+            and placement.setting(two, "padding") != "valid"
             and any(size > 1 for size in two.weights["kernel"].shape[:2])
         )
         if one.statistics is None or one.activation != "relu" or not direct or padded:
@@ -90,11 +89,8 @@ def absorb(network: placement.Network) -> placement.Network:
             statistics=dataclasses.replace(one.statistics, mean=one.statistics.mean - amount),
         )
         moved = _response(two, amount)
-        statistics = two.statistics
         operations[second] = dataclasses.replace(
-            two,
-            weights=two.weights | {"bias": two.weights["bias"] + moved},
-            statistics=statistics,
+            two, weights=two.weights | {"bias": two.weights["bias"] + moved}
         )
     return _with(network, operations)
 
@@ -197,10 +193,6 @@ def _inputs(operation):
     return operation.weights["kernel"].shape[-2]
 
 
-def _padding(operation):
-    return operation.config.get("padding", getattr(operation.layer, "padding", "valid"))
-
-
 def _scale(first, second):
     """Returns s, float32 (channels,)."""
     one, two = _output_ranges(first), _input_ranges(second)
@@ -247,12 +239,8 @@ def _response(operation, x):
 
 def _quantized(operation, scheme):
     kernel = operation.weights["kernel"]
-    per_channel = scheme.dense_per_channel if operation.kind == "dense" else scheme.per_channel
-    axes = (
-        kernel.shape[-2] * kernel.shape[-1] if operation.kind == "depthwise" else kernel.shape[-1]
-    )
-    flat = kernel.reshape(-1, axes)
-    spec = dataclasses.replace(scheme.weights, axis=1 if per_channel else None)
+    flat = kernel.reshape(-1, placement.output_channels(operation))
+    spec = scheme.weights_of(operation.kind)
     low, high = affine.observed_range(flat, spec.axis)
     return affine.fake_quantize(flat, low, high, spec).reshape(kernel.shape)
 

@@ -60,9 +60,11 @@ def observe(
         both = _taps(layer, pair, rng)
         # Products of float32 values far from zero would lose the spread around them.
         if shifts is None:
-            shifts = [[tap.mean(axis=0, dtype=np.float64) for tap in taps] for taps in both]
+            shifts = [
+                [np.float32(tap.mean(axis=0, dtype=np.float64)) for tap in taps] for taps in both
+            ]
         taps_q, taps_f = (
-            [tap - np.float32(shift) for tap, shift in zip(*stream, strict=True)]
+            [tap - shift for tap, shift in zip(*stream, strict=True)]
             for stream in zip(both, shifts, strict=True)
         )
         batch = [_sums(taps, depthwise) for taps in (taps_q, taps_f)]
@@ -75,10 +77,7 @@ def observe(
     if not all(np.isfinite(array).all() for array in sums):
         raise ValueError(f"layer {layer.name}: its inputs hold NaN or infinity")
     above_q, above_f, *second = (array / count for array in sums)  # of the shifts
-    shift_q, shift_f = (
-        _by_group([np.float64(np.float32(shift)) for shift in stream], depthwise)
-        for stream in shifts
-    )
+    shift_q, shift_f = (_by_group(np.float64(stream), depthwise) for stream in shifts)
     means = above_q + shift_q, above_f + shift_f
     if only_means:
         return Moments(*means, None, None, count)

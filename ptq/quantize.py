@@ -54,10 +54,7 @@ class Config:
     corrections: str | None = cli.field(
         None, f"Instead of the recipe's, by name, with commas: {', '.join(recipes.CORRECTIONS)}."
     )
-    calibration_images: int | None = cli.field(
-        None,
-        "Images to calibrate and correct on, labels unused; default: the recipe's (plain 100).",
-    )
+    calibration_images: int = cli.field(100, "Images to calibrate and correct on, labels unused.")
     calibrator: str | None = cli.field(
         None,
         "Range estimator; default: the recipe's (plain: minmax).",
@@ -72,8 +69,9 @@ def quantize(config: Config) -> dict:
     start = time.monotonic()
     manifest.check_output(config.output, ".keras")
     scheme, recipe = spec.scheme(config.scheme), _recipe(config)
-    if config.batch_size < 1:
-        raise ValueError(f"--batch_size is {config.batch_size}; at least 1 image is needed")
+    for flag in ("batch_size", "calibration_images"):
+        if getattr(config, flag) < 1:
+            raise ValueError(f"--{flag} is {getattr(config, flag)}; at least 1 image is needed")
     if config.model in models.ZOO and config.weights is None:
         raise ValueError(f"--model={config.model} needs --weights: random weights have no ranges")
     dataset = datasets.open_dataset(config.dataset, "all")
@@ -81,19 +79,15 @@ def quantize(config: Config) -> dict:
         config.model, config.weights, input_size=config.input_size, alpha=config.alpha
     )
     input_shape = models.image_input(model, config.model)
-    text = config.preprocess or facts.get("preprocess")
-    if text is None:
-        raise ValueError(
-            f"{config.model} does not say how its images are normalized; give --preprocess"
-        )
+    text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     preprocess = preprocessing.parse(text)
     quantized, reference = recipes.place(model, scheme, recipe.corrections)
-    count = min(recipe.images, len(dataset))
+    count = min(config.calibration_images, len(dataset))
 
-    def images(limit):
+    def images():
         batches = pipeline.calibration_batches(
             dataset,
-            limit,
+            count,
             seed=config.seed,
             input_size=input_shape[:2],
             channels=input_shape[2],
@@ -105,12 +99,12 @@ def quantize(config: Config) -> dict:
     if scheme.activations is not None:
         with progress.bar("calibrating", count) as update:
             estimator = ranges.estimator(recipe.calibrator)
-            calibration.calibrate(quantized, images(count), estimator, update)
+            calibration.calibrate(quantized, images(), estimator, update)
     elif reference is None:
         count = 0  # weights alone need no data (whitepaper section 3.1)
     if reference is not None:
-        with progress.bar("correcting layers", recipes.layer_count(quantized)) as update:
-            recipes.correct(quantized, reference, recipe.corrections, images(count), count, update)
+        with progress.bar("correcting layers", len(layers.weighted_layers(quantized))) as update:
+            recipes.correct(quantized, reference, recipe.corrections, images(), count, update)
     rows = describe(quantized)
     print(results.table(rows, list(rows[0])), file=sys.stderr)
     simulated = spec.why_simulated_only(scheme)
@@ -153,12 +147,6 @@ def _recipe(config: Config) -> recipes.Recipe:
             raise ValueError(f"--corrections: {error}") from error
     if config.calibrator is not None:
         changes["calibrator"] = config.calibrator
-    if config.calibration_images is not None:
-        if config.calibration_images < 1:
-            raise ValueError(
-                f"--calibration_images is {config.calibration_images}; at least 1 is needed"
-            )
-        changes["images"] = config.calibration_images
     return dataclasses.replace(recipe, **changes)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from lowbit import calibration, layers, placement, walk
+from lowbit import calibration, placement, walk
 from lowbit import spec as spec_lib
 from ptq import corrections, equalization
 
@@ -32,17 +32,16 @@ ROUNDINGS = ("adaround", "error_feedback")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Corrections, the calibrator and the number of images that go with them."""
+    """Corrections, and the calibrator that goes with them."""
 
     corrections: tuple[str, ...]
     calibrator: str
-    images: int
 
 
 RECIPES = {
-    "plain": Recipe((), "minmax", 100),
-    "fast": Recipe(("bias_empirical",), "auto", 100),
-    "accurate": Recipe(("clipping", "regression", "error_feedback", "bias_empirical"), "auto", 100),
+    "plain": Recipe((), "minmax"),
+    "fast": Recipe(("bias_empirical",), "auto"),
+    "accurate": Recipe(("clipping", "regression", "error_feedback", "bias_empirical"), "auto"),
 }
 
 
@@ -86,8 +85,7 @@ def place(
     quantized = placement.place(model, scheme, rewrites=rewrites, weight_range="stored")
     if all(name in REWRITES for name in names):
         return quantized, None
-    without_bias = [rewrite for rewrite in rewrites if rewrite is not functions["bias_analytic"]]
-    return quantized, placement.place(model, scheme, rewrites=without_bias)
+    return quantized, placement.place(model, scheme, rewrites=rewrites)
 
 
 def correct(
@@ -116,8 +114,3 @@ def correct(
         corrections.correct(step, settings)
         progress(step.index + 1)
     calibration.widen_for_kernels(quantized)
-
-
-def layer_count(model: keras.Model) -> int:
-    """Returns how many layers `correct` goes through."""
-    return len(layers.weighted_layers(model))

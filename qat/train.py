@@ -134,9 +134,7 @@ def train(config: Config) -> dict:
         float_model, facts = manifest.load_model(float_path)
     else:
         float_model, facts = _load_float(config, training_images)
-    text = config.preprocess or facts.get("preprocess")
-    if text is None:
-        raise ValueError(f"{config.model} does not say how its images are normalized; --preprocess")
+    text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     names = training_images.class_names or facts.get("class_names")
     training_images = datasets.renumbered(training_images, facts.get("class_names"))
     validation_images = datasets.renumbered(validation_images, names)

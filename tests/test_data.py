@@ -161,6 +161,12 @@ def test_preprocess_numbers_round_trip(mean, std):
     assert preprocess.parse(again.name) == again
 
 
+def test_the_first_preprocess_that_is_known():
+    assert preprocess.first_known("m.keras", None, "tf", "torch") == "tf"
+    with pytest.raises(ValueError, match="m.keras does not say .* give --mine"):
+        preprocess.first_known("m.keras", None, None, flag="--mine")
+
+
 def test_preprocess_of_one_channel():
     scale, offset = preprocess.affine(preprocess.parse("tf"), 1)
     assert scale.tolist() == [1 / 127.5] and offset.tolist() == [-1]

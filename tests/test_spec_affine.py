@@ -73,6 +73,24 @@ def test_scheme_has_the_codes_of_the_int8_specification(name, weights, activatio
         assert (None if tensor is None else affine.integer_bounds(tensor)) == bounds
 
 
+@pytest.mark.parametrize(
+    "name, convolution, dense",
+    [
+        ("w8a8", -1, -1),
+        ("w8a8_per_tensor", None, None),
+        ("w8a8_dense_per_tensor", -1, None),
+    ],
+)
+def test_weights_of_a_kind_of_layer(name, convolution, dense):
+    scheme = spec.scheme(name)
+    assert [scheme.weights_of(kind).axis for kind in ("conv", "depthwise", "dense")] == [
+        convolution,
+        convolution,
+        dense,
+    ]
+    assert spec.scheme("a8").weights_of("conv") is None
+
+
 # --- scale and zero point -----------------------------------------------------------------------
 
 

@@ -50,6 +50,17 @@ NAMED = {
 }
 
 
+def first_known(source: str, *texts: str | None, flag: str = "--preprocess") -> str:
+    """Returns the first text that is not None: what a flag says, then what a model says of itself.
+
+    Raises ValueError, with the model's name `source` and the flag, where all are None.
+    """
+    for text in texts:
+        if text is not None:
+            return text
+    raise ValueError(f"{source} does not say how its images are normalized; give {flag}")
+
+
 def parse(text: str) -> Preprocess:
     """Returns what `text` names: a key of `NAMED`, "mean,std", or "m0,m1,m2,s0,s1,s2" (R, G, B).
 

@@ -39,26 +39,21 @@ def calibrate_batch_norms(model: keras.Model, images: np.ndarray) -> int:
     if len(images) == 0:
         raise ValueError(f"model {model.name}: no image to set its batch norms from")
     trace = functional.trace(model)
-    last_use = {value: i for i, call in enumerate(trace.calls) for value in call.inputs}
     values = dict(zip(trace.inputs, [keras.ops.convert_to_tensor(images)], strict=True))
-    count = 0
-    for i, call in enumerate(trace.calls):
-        arguments = [values[value] for value in call.inputs]
-        if isinstance(call.layer, keras.layers.BatchNormalization):
-            _set_statistics(call, arguments[0])
-            count += 1
-        values[call.output] = _called(call, arguments)
-        for value in {*call.inputs, call.output}:
-            if last_use.get(value, -1) <= i:
-                values.pop(value, None)
-    return count
 
+    def set_and_run(index, arguments):
+        call = trace.calls[index]
+        _set_statistics(call, arguments[0])
+        return functional.run_call(call, arguments, training=False)
 
-def _called(call, arguments):
-    keywords = dict(call.keywords)
-    if isinstance(call.layer, keras.layers.BatchNormalization | keras.layers.Dropout):
-        keywords["training"] = False
-    return call.layer(arguments if len(arguments) > 1 else arguments[0], **keywords)
+    layers = {
+        id(call.layer): set_and_run
+        for call in trace.calls
+        if isinstance(call.layer, keras.layers.BatchNormalization)
+    }
+    for _ in functional.run_calls(trace, values, replaced=layers):
+        pass
+    return len(layers)
 
 
 def _set_statistics(call, x):
