@@ -70,6 +70,21 @@ TABLES = {
             "Resnet_v2_152": (0.761, 0.76, 0.76, 0.76, 0.778),
         },
     ),
+    4: Table(
+        "Quantization-aware training, 8 bits, and quantization after training",
+        ("asym_per_layer", "sym_per_channel", "asym_per_layer_qat", "sym_per_channel_qat", "float"),
+        {
+            "Mobilenet_V1_1_224": (0.001, 0.591, 0.7, 0.707, 0.709),
+            "Mobilenet_V2_1_224": (0.001, 0.698, 0.709, 0.711, 0.719),
+            "Nasnet_Mobile": (0.722, 0.721, 0.73, 0.73, 0.74),
+            "Mobilenet_V2_1.4_224": (0.004, 0.74, 0.735, 0.745, 0.749),
+            "Inception_V3": (0.78, 0.78, 0.78, 0.78, 0.78),
+            "Resnet_v1_50": (0.75, 0.751, 0.75, 0.75, 0.752),
+            "Resnet_v2_50": (0.75, 0.75, 0.75, 0.75, 0.756),
+            "Resnet_v1_152": (0.766, 0.762, 0.765, 0.762, 0.768),
+            "Resnet_v2_152": (0.761, 0.76, 0.76, 0.76, 0.778),
+        },
+    ),
     5: Table(
         "Weights of 4 bits, activations of 8 bits",
         ("asym_per_layer", "sym_per_channel", "sym_per_channel_qat", "float"),

@@ -73,6 +73,13 @@ COLUMNS = {
         "sym_per_layer": Column("w8a8_per_tensor"),
         "sym_per_layer_equalized": Column("w8a8_per_tensor", EQUALIZED),
     },
+    4: {
+        "asym_per_layer": Column("w8a8_per_tensor_asymmetric"),
+        "sym_per_channel": Column("w8a8"),
+        "asym_per_layer_qat": Column(None),
+        "sym_per_channel_qat": Column(None),
+        "float": FLOAT,
+    },
     5: {
         "asym_per_layer": Column("w4a8_per_tensor_asymmetric"),
         "sym_per_channel": Column("w4a8"),

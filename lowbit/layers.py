@@ -20,12 +20,13 @@ output multiplied by gamma afterwards: its statistics stay right and gamma can g
 """
 
 import contextlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import ops
 
-from lowbit import affine, fakequant, quantizers
+from lowbit import affine, binary, fakequant, quantizers
 
 # Below these a channel's statistics cannot be read off its quantized output: |gamma|, and the codes
 # that its largest weight has.  With 8-bit per-tensor weights a channel rounds to zero as soon as its
@@ -33,7 +34,14 @@ from lowbit import affine, fakequant, quantizers
 GAMMA_FLOOR = 1e-3
 STATISTICS_CODES = 16
 
-WEIGHT_RANGES = ("minmax", "stored")
+# minmax: of the kernel, each time.  stored: as PTQ set it.  trainable: moved by the gradient.
+WEIGHT_RANGES = ("minmax", "stored", "trainable")
+# The gradient's way through rounding in training, beyond quantizers.METHODS.
+WEIGHT_METHODS = (*quantizers.METHODS, "binary", "ternary")
+
+# How training folds batch norm before it is frozen: see `_call_with_batch_statistics` and
+# `_call_without_correction`.
+BATCH_NORM_MODES = ("correction", "none")
 
 
 class _QuantizedWeights:
@@ -45,9 +53,15 @@ class _QuantizedWeights:
       batch_norm: None, or {"epsilon", "momentum"} of the folded batch normalization.
       batch_norm_frozen: True uses the moving statistics in training too, and leaves them be.
       weights_enabled: False computes with float weights.
-      weight_range: "minmax" takes the range from the folded kernel each time; "stored" from the
-        variables kernel_minimum and kernel_maximum, (channels,) or (1,): a clipped range, or the
-        range whose codes the kernel holds already.
+      weight_range: "minmax" takes the range from the folded kernel each time; "stored" and
+        "trainable" from the variables kernel_minimum and kernel_maximum, (channels,) or (1,): a
+        clipped range, the range whose codes the kernel holds already, or a learnt one.  With a
+        range for each channel they are those of the kernel before batch norm's factor.
+      weight_method: one of WEIGHT_METHODS; what inference computes does not depend on it, so
+        "binary" and "ternary" kernels become codes times scale before they are used.
+      batch_norm_mode: one of BATCH_NORM_MODES.
+      dampening: coefficient of a penalty in training, sum of (Q(w) - clip(w, low, high))^2, which
+        draws weights away from the ties between codes (Nagel et al. 2203.11086, section 4.2).
     """
 
     def __init__(
@@ -58,9 +72,16 @@ class _QuantizedWeights:
         batch_norm_frozen=False,
         weights_enabled=True,
         weight_range="minmax",
+        weight_method="ste",
+        dampening=0.0,
+        batch_norm_mode="correction",
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if weight_method not in WEIGHT_METHODS:
+            raise ValueError(
+                f"{self.name}: weight method {weight_method!r} is not one of {WEIGHT_METHODS}"
+            )
         if weight_range not in WEIGHT_RANGES:
             raise ValueError(
                 f"{self.name}: weight range {weight_range!r} is not one of {WEIGHT_RANGES}"
@@ -74,19 +95,36 @@ class _QuantizedWeights:
         self.batch_norm_frozen = batch_norm_frozen
         self.weights_enabled = weights_enabled
         self.weight_range = weight_range
+        self.weight_method = weight_method
+        self.dampening = dampening
+        if batch_norm_mode not in BATCH_NORM_MODES:
+            raise ValueError(
+                f"{self.name}: batch norm mode {batch_norm_mode!r} is not one of {BATCH_NORM_MODES}"
+            )
+        self.batch_norm_mode = batch_norm_mode
         # The quantizers before and behind, as functions that return them, set by a QuantizedModel.
         # Keras would take an attribute that is itself a layer for a sublayer.
         self.input_quantizer = self.output_quantizer = _no_quantizer
 
     def build(self, input_shape):
         super().build(input_shape)
-        if self.weight_range == "stored":
-            per_tensor = self.weight_spec is None or self.weight_spec.axis is None
-            shape = (1,) if per_tensor else (self.output_channels(),)
+        if self.weight_range != "minmax":
+            shape = (self.output_channels(),) if self._per_channel() else (1,)
+            learnt = self.weight_range == "trainable"
             self.kernel_minimum, self.kernel_maximum = (
-                self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
-                for name in ("kernel_minimum", "kernel_maximum")
+                self.add_weight(name=name, shape=shape, initializer="zeros", trainable=trainable)
+                # Symmetric codes follow one side alone; the other is its mirror image.
+                for name, trainable in (
+                    ("kernel_minimum", learnt and not self.weight_spec.symmetric),
+                    ("kernel_maximum", learnt),
+                )
             )
+        if self.weight_method == "dsq":
+            self.kernel_alpha = self.add_weight(
+                name="kernel_alpha", shape=(), initializer=quantizers.initial_alpha()
+            )
+        if self.weight_method == "stochastic":
+            self.seeds = keras.random.SeedGenerator()
         if self.batch_norm is None:
             return
         channels = (self.output_channels(),)
@@ -101,10 +139,34 @@ class _QuantizedWeights:
 
     def store_range(self, minimum, maximum) -> None:
         """Sets the stored range: float32 (channels,), or (1,) for per-tensor weights."""
-        if self.weight_range != "stored":
-            raise ValueError(f"{self.name} has weight_range {self.weight_range!r}, not 'stored'")
+        if self.weight_range == "minmax":
+            raise ValueError(f"{self.name} has weight_range 'minmax': it stores no range")
         self.kernel_minimum.assign(minimum)
         self.kernel_maximum.assign(maximum)
+
+    def store_observed_range(self) -> None:
+        """Sets the stored range to the smallest and largest weight."""
+        # Per channel the range is the unfolded kernel's, per tensor the folded one's.
+        kernel = self.kernel if self._per_channel() else self.folded()[0]
+        flat = ops.convert_to_numpy(kernel).reshape(-1, self.output_channels())
+        low, high = affine.observed_range(flat, 1 if self._per_channel() else None)
+        self.store_range(np.atleast_1d(low), np.atleast_1d(high))
+
+    def _per_channel(self) -> bool:
+        return self.weight_spec is not None and self.weight_spec.axis is not None
+
+    def stored_bounds(self):
+        """Returns the stored range of the folded kernel: float32 scalars, or (channels,)."""
+        low, high = self.kernel_minimum, self.kernel_maximum
+        if self.weight_range == "trainable" and self.weight_spec.symmetric:
+            low = -high
+        if not self._per_channel():
+            return low[0], high[0]
+        if self.batch_norm is not None:
+            factor = ops.stop_gradient(self.gamma / self._deviation())
+            low, high = low * factor, high * factor
+            low, high = ops.minimum(low, high), ops.maximum(low, high)
+        return ops.convert_to_tensor(low), ops.convert_to_tensor(high)
 
     def output_channels(self) -> int:
         return self.kernel.shape[-1]
@@ -128,15 +190,7 @@ class _QuantizedWeights:
         (`affine.minimum_weight_scale`).
         """
         axis = None if self.weight_spec.axis is None else 0
-        if self.weight_range == "stored":
-            low, high = (
-                ops.stop_gradient(bound) for bound in (self.kernel_minimum, self.kernel_maximum)
-            )
-            if axis is None:
-                low, high = low[0], high[0]
-        else:
-            flat = ops.reshape(ops.stop_gradient(kernel), (-1, self.output_channels()))
-            low, high = ops.min(flat, axis=axis), ops.max(flat, axis=axis)
+        low, high = (ops.stop_gradient(bound) for bound in self._bounds(kernel))
         scale, zero_point = fakequant.scale_and_zero_point(low, high, self.weight_spec)
         if input_scale is not None and self.weight_spec.symmetric:
             limit = input_scale * float(affine.BIAS_LIMIT)
@@ -146,13 +200,11 @@ class _QuantizedWeights:
 
     def numpy_scale(self, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns what `kernel_scale` gives for a NumPy kernel, each (channels,) or (1,), exactly."""
-        per_channel = self.weight_spec.axis is not None
-        if self.weight_range == "stored":
-            low = ops.convert_to_numpy(self.kernel_minimum)
-            high = ops.convert_to_numpy(self.kernel_maximum)
-        else:
+        if self.weight_range == "minmax":
             flat = kernel.reshape(-1, self.output_channels())
-            low, high = affine.observed_range(flat, 1 if per_channel else None)
+            low, high = affine.observed_range(flat, 1 if self._per_channel() else None)
+        else:
+            low, high = (ops.convert_to_numpy(bound) for bound in self.stored_bounds())
         return affine.scale_and_zero_point(
             np.atleast_1d(low), np.atleast_1d(high), self.weight_spec
         )
@@ -161,6 +213,42 @@ class _QuantizedWeights:
         """Returns the folded kernel quantized with `kernel_scale`'s result, and back."""
         flat = ops.reshape(kernel, (-1, self.output_channels()))
         quantized = fakequant.fake_quantize_weights(flat, scale, zero_point, self.weight_spec)
+        return ops.reshape(quantized, kernel.shape)
+
+    def _bounds(self, kernel):
+        """Returns the range of a folded kernel, with its gradient where it has one."""
+        if self.weight_range != "minmax":
+            return self.stored_bounds()
+        axis = 0 if self._per_channel() else None
+        flat = ops.reshape(ops.stop_gradient(kernel), (-1, self.output_channels()))
+        return ops.min(flat, axis=axis), ops.max(flat, axis=axis)
+
+    def quantize_in_training(self, kernel, scale, zero_point):
+        """Returns `quantize_kernel`'s values with the gradient of the weight method."""
+        if self.dampening:
+            quantized = ops.stop_gradient(self.quantize_kernel(kernel, scale, zero_point))
+            lowest, highest = affine.integer_bounds(self.weight_spec)
+            low, high = (lowest - zero_point) * scale, (highest - zero_point) * scale
+            flat = ops.reshape(kernel, (-1, self.output_channels()))
+            off = ops.reshape(quantized, flat.shape) - ops.clip(flat, low, high)
+            self.add_loss(self.dampening * ops.sum(ops.square(off)))
+        if self.weight_method == "ste":
+            return self.quantize_kernel(kernel, scale, zero_point)
+        flat = ops.reshape(kernel, (-1, self.output_channels()))
+        if self.weight_method in binary.METHODS:
+            values, _ = binary.METHODS[self.weight_method](flat, self._per_channel())
+            return ops.reshape(values, kernel.shape)
+        low, high = self._bounds(kernel)
+        if self.weight_spec.symmetric:
+            # Where the bias' grid asks for a larger scale than the range's, that one counts.
+            highest = float(affine.integer_bounds(self.weight_spec)[1])
+            widened = scale * highest
+            widened = ops.where(widened > 1.001 * ops.maximum(-low, high), widened, 0.0)
+            low, high = ops.where(widened > 0, -widened, low), ops.where(widened > 0, widened, high)
+        settings = quantizers.training_settings(self.weight_method, flat, self, weights=True)
+        quantized = quantizers.METHODS[self.weight_method](
+            flat, low, high, self.weight_spec, **settings
+        )
         return ops.reshape(quantized, kernel.shape)
 
     def folded(self):
@@ -174,6 +262,8 @@ class _QuantizedWeights:
 
     def call(self, x, training=None):
         if training and self.batch_norm is not None and not self.batch_norm_frozen:
+            if self.batch_norm_mode == "none":
+                return self._call_without_correction(x)
             return self._call_with_batch_statistics(x)
         kernel, bias = self.folded()
         has_bias = self.use_bias or self.batch_norm is not None
@@ -186,7 +276,8 @@ class _QuantizedWeights:
             output_scale = _scale_of(self.output_quantizer())
             if output_scale is not None:
                 return self._call_in_integers(x, kernel, bias, input_scale, scale, output_scale)
-        y = self.linear(x, self.quantize_kernel(kernel, scale, zero_point))
+        quantize = self.quantize_in_training if training else self.quantize_kernel
+        y = self.linear(x, quantize(kernel, scale, zero_point))
         if not has_bias:
             return y
         if input_scale is not None:
@@ -233,7 +324,7 @@ class _QuantizedWeights:
         factor = ops.stop_gradient(ops.where(alive, self.gamma, 1.0) / deviation)
         kernel = self.scale_channels(self.kernel, factor)
         if quantizes:
-            quantized = self.quantize_kernel(inference, scale, zero_point)
+            quantized = self.quantize_in_training(inference, scale, zero_point)
             mask = self.scale_channels(ops.ones_like(kernel), ops.cast(alive, "float32"))
             kernel = ops.where(mask > 0, quantized, kernel)
         z = self.linear(x, kernel)
@@ -246,6 +337,23 @@ class _QuantizedWeights:
         self._average(self.moving_variance, variance, momentum)
         multiplier = self.gamma / (factor * ops.sqrt(variance + epsilon))
         return z * multiplier + (self.beta - z_mean * multiplier)
+
+    def _call_without_correction(self, x):
+        """Training with the batch's statistics in the weights (whitepaper Figure 8): they jitter.
+
+        y = conv(x, Q(kernel * gamma / sigma_B)) + beta + (bias - mean_B) * gamma / sigma_B
+        """
+        epsilon, momentum = self.batch_norm["epsilon"], self.batch_norm["momentum"]
+        z = self.linear(x, self.kernel)
+        bias = self.bias if self.use_bias else 0.0
+        mean, variance = ops.moments(z, axes=tuple(range(len(z.shape) - 1)))
+        self._average(self.moving_mean, mean + bias, momentum)
+        self._average(self.moving_variance, variance, momentum)
+        factor = self.gamma / ops.sqrt(variance + epsilon)
+        kernel = self.scale_channels(self.kernel, factor)
+        if self.weight_spec is not None and self.weights_enabled:
+            kernel = self.quantize_in_training(kernel, *self.kernel_scale(kernel))
+        return self.linear(x, kernel) + (self.beta - mean * factor)
 
     @staticmethod
     def _average(variable, value, momentum):
@@ -267,6 +375,9 @@ class _QuantizedWeights:
             "batch_norm_frozen": self.batch_norm_frozen,
             "weights_enabled": self.weights_enabled,
             "weight_range": self.weight_range,
+            "weight_method": self.weight_method,
+            "dampening": self.dampening,
+            "batch_norm_mode": self.batch_norm_mode,
         }
 
 
@@ -424,6 +535,26 @@ def _scale_of(quantizer):
 def weighted_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the model's quantized layers with weights, each once, in the order of the model."""
     return [layer for layer in model.layers if isinstance(layer, WEIGHTED)]
+
+
+def rebuilt(model: keras.Model, change: Callable[[keras.layers.Layer], dict]) -> keras.Model:
+    """Returns a model of the same layers with other settings, and the same values of variables.
+
+    Args:
+      model: functional.
+      change: from a layer to the entries of its configuration that become others.
+    """
+    config = model.get_config()
+    changes = {layer.name: change(layer) for layer in model.layers}
+    for entry in config["layers"]:
+        entry["config"] |= changes[entry["config"]["name"]]
+    made = type(model).from_config(config)
+    for layer in model.layers:
+        values = {variable.name: variable for variable in layer.variables}
+        for variable in made.get_layer(layer.name).variables:
+            if variable.name in values and variable.shape == values[variable.name].shape:
+                variable.assign(values[variable.name])
+    return made
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ The rewrites, in order; each is one function from operations to operations:
   fold_batch_norms   into the convolution before it; alone it becomes a 1x1 depthwise convolution
   merge_padding      ZeroPadding2D into a VALID convolution, where SAME gives the same numbers
   fuse_activations   ReLU and ReLU6 into the quantizer of the operation before
+  requantize         low-bit copies of what additions read and write, where those keep more bits
   build              a Keras model again: each operation that computes new values (convolution, add,
                      mean, softmax, the input) is followed by an ActivationQuantizer
 
@@ -17,17 +18,18 @@ their input's scale: TFLite's kernels require it.  All values so tied share one 
 
 import collections
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
-from lowbit import affine, fold, functional, layers, quantizers
+from lowbit import fold, functional, layers, quantizers
 from lowbit import spec as spec_lib
 from lowbit.functional import UnsupportedModelError
 
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
-SOURCES = ("conv", "depthwise", "dense", "add", "mean", "softmax")
+SOURCES = ("conv", "depthwise", "dense", "add", "mean", "softmax", "requantize")
 TIED = ("average_pool", "max_pool", "concatenate", "pad", "crop", "reshape", "activation")
 FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add")
 
@@ -84,7 +86,7 @@ class Network:
 
 def place(
     model: keras.Model,
-    scheme: spec_lib.Scheme,
+    scheme: spec_lib.Scheme | spec_lib.Bits,
     range_mode: str = "frozen",
     decay: float = 0.99,
     rewrites: Sequence[Callable[["Network"], "Network"]] = (),
@@ -94,7 +96,7 @@ def place(
 
     Args:
       model: functional or Sequential, float32, channels last, every size but the batch's fixed.
-      scheme: what weights and activations get.
+      scheme: what weights and activations get: one scheme, or `spec.Bits` that differ by layer.
       range_mode: of the activation quantizers, one of quantizers.RANGE_MODES.
       decay: of their moving averages, for one batch.
       rewrites: further ones, run before the model is built: `bake_batch_norms`, and those of PTQ.
@@ -105,11 +107,15 @@ def place(
 
     Raises:
       UnsupportedModelError: names the layer, what it follows, and what to do.
+      ValueError: for a pattern of `scheme` that no layer matches.
     """
+    bits = spec_lib.as_bits(scheme)
     network = read(model)
     for rewrite in (merge_rescaling, fold_batch_norms, merge_padding, fuse_activations, *rewrites):
         network = rewrite(network)
-    return build(network, scheme, range_mode, decay, weight_range)
+    if bits.additions is not None and bits.additions.activations != bits.scheme.activations:
+        network = requantize(network)
+    return build(network, bits, range_mode, decay, weight_range)
 
 
 # --- read ---------------------------------------------------------------------------------------
@@ -602,12 +608,45 @@ def fuse_activations(network: Network) -> Network:
     return dataclasses.replace(network, operations=tuple(operations))
 
 
+def requantize(network: Network) -> Network:
+    """Gives layers with weights a copy of what additions read or write, to be quantized anew."""
+    around = _around_additions(network)
+    fresh = iter(range(2 * 10**9, 3 * 10**9))
+    shapes = dict(network.trace.shapes)
+    copies: dict[int, int] = {}
+    operations = []
+    for operation in network.operations:
+        if operation.kind in _QUANTIZED_LAYER and operation.inputs[0] in around:
+            value = operation.inputs[0]
+            if value not in copies:
+                copies[value] = next(fresh)
+                shapes[copies[value]] = shapes.get(value)
+                name = f"{operation.name}_input"
+                operations.append(
+                    Operation("requantize", name, (value,), copies[value], None, label=name)
+                )
+            operation = dataclasses.replace(operation, inputs=(copies[value],))
+        operations.append(operation)
+    trace = dataclasses.replace(network.trace, shapes=shapes)
+    return dataclasses.replace(network, trace=trace, operations=tuple(operations))
+
+
+def _around_additions(network) -> set[int]:
+    """Returns the values that additions read or write."""
+    return {
+        value
+        for operation in network.operations
+        if operation.kind == "add"
+        for value in (*operation.inputs, operation.output)
+    }
+
+
 # --- build --------------------------------------------------------------------------------------
 
 
 def build(
     network: Network,
-    scheme: spec_lib.Scheme,
+    bits: spec_lib.Bits,
     range_mode: str,
     decay: float,
     weight_range: str = "minmax",
@@ -616,8 +655,10 @@ def build(
     trace = network.trace
     groups = _tied_groups(network)
     slots = {value: (group, slot) for group in groups for slot, value in enumerate(group.sources)}
+    schemes = layer_schemes(network, bits)
+    specs = _activation_specs(network, bits, schemes)
     built_quantizers = {
-        id(group): _build_quantizer(group, scheme, range_mode, decay) for group in groups
+        id(group): _build_quantizer(group, specs, range_mode, decay) for group in groups
     }
     of_value = {value: group for group in groups for value in group.values}
     built_layers: dict[tuple, keras.layers.Layer] = {}
@@ -639,6 +680,7 @@ def build(
 
     for operation in network.operations:
         arguments = [tensors[value] for value in operation.inputs]
+        scheme = schemes[operation.name]
         layer = _build_layer(operation, scheme, weight_range, built_layers)
         tensor = layer(arguments if operation.kind in ("add", "concatenate") else arguments[0])
         if operation.kind in SOURCES:
@@ -700,8 +742,67 @@ def _tied_groups(network) -> list[_Group]:
     return groups
 
 
-def _build_quantizer(group, scheme, range_mode, decay):
-    spec = scheme.activations
+def layer_schemes(network: Network, bits: spec_lib.Bits) -> dict[str, spec_lib.Scheme]:
+    """Returns the scheme of each operation by its name, and of the model's input as "input".
+
+    Raises:
+      ValueError: for a pattern that matches none.
+    """
+    names = ["input", *(operation.name for operation in network.operations)]
+    schemes = dict.fromkeys(names, bits.scheme)
+    if bits.additions is not None:
+        around = _around_additions(network)
+        for operation in network.operations:
+            if operation.output in around:
+                activations = bits.additions.activations
+                schemes[operation.name] = dataclasses.replace(bits.scheme, activations=activations)
+    if bits.ends is not None:
+        weighted = [op for op in network.operations if op.kind in _QUANTIZED_LAYER]
+        for operation in weighted[:1]:
+            activations = schemes[operation.name].activations
+            schemes[operation.name] = dataclasses.replace(bits.ends, activations=activations)
+        for operation in weighted[-1:]:
+            schemes[operation.name] = bits.ends
+    for pattern, scheme in bits.overrides:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise ValueError(
+                f"no layer's name matches {pattern!r}; the layers are {', '.join(names)}"
+            )
+        schemes |= dict.fromkeys(matched, scheme)
+    return schemes
+
+
+def _activation_specs(network, bits, schemes) -> dict[int, spec_lib.QuantSpec | None]:
+    """Returns what each value that a quantizer follows is quantized to."""
+    specs = {value: schemes["input"].activations for value in network.trace.inputs}
+    for operation in network.operations:
+        specs[operation.output] = schemes[operation.name].activations
+    if bits.ends is not None:
+        weighted = [op for op in network.operations if op.kind in _QUANTIZED_LAYER]
+        ends = [op.inputs[0] for op in (*weighted[:1], *weighted[-1:])]
+        named = [("input", value) for value in network.trace.inputs]
+        named += [(operation.name, operation.output) for operation in network.operations]
+        overridden = {
+            value
+            for pattern, _ in bits.overrides
+            for name, value in named
+            if fnmatch.fnmatchcase(name, pattern)
+        }
+        for value in (*ends, *network.outputs):
+            if value not in overridden:
+                specs[value] = bits.ends.activations
+    return specs
+
+
+def _widest(specs):
+    """Returns the spec with the most bits; None (float) is wider than any."""
+    return max(specs, key=lambda spec: float("inf") if spec is None else spec.bits)
+
+
+def _build_quantizer(group, specs, range_mode, decay):
+    # A scale that several tensors share must do for the one with the most bits.
+    spec = _widest([specs[value] for value in group.values])
     initial_range = (0.0, 0.0)
     if group.softmax:
         # TFLite fixes it: scale 1/256 and zero point -128 at 8 bits, 1/32768 and 0 at 16.
@@ -721,6 +822,8 @@ def _build_quantizer(group, scheme, range_mode, decay):
 
 def _build_layer(operation, scheme, weight_range, built):
     if operation.kind not in _QUANTIZED_LAYER:
+        if operation.kind == "requantize":
+            return keras.layers.Identity(name=operation.name)
         if operation.kind == "activation":
             maximum = 6.0 if operation.activation == "relu6" else None
             return keras.layers.ReLU(maximum, name=operation.name)
@@ -777,8 +880,6 @@ def _build_weighted(operation, scheme, weight_range):
     layer.build((None, *reach, kernel.shape[2] if spatial else kernel.shape[0]))
     for key, value in operation.weights.items():
         getattr(layer, key).assign(value)
-    if layer.weight_range == "stored":
-        folded = keras.ops.convert_to_numpy(layer.folded()[0]).reshape(-1, layer.output_channels())
-        low, high = affine.observed_range(folded, None if spec.axis is None else 1)
-        layer.store_range(np.atleast_1d(low), np.atleast_1d(high))
+    if layer.weight_range != "minmax":
+        layer.store_observed_range()
     return layer

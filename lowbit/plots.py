@@ -22,7 +22,7 @@ def training_curve(
 
     Args:
       training_csv: columns stage, step, loss.
-      rows: with "model" and "top1".
+      rows: with "model", and "top1" or, of pictures without labels, "agreement".
       path: of the PNG.
     """
     stages: dict[str, list[tuple[int, float]]] = {}
@@ -37,8 +37,10 @@ def training_curve(
         axis.plot(steps, losses, linewidth=0.8)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
-    accuracy_bars(axes[-1], [row["model"] for row in rows], [row["top1"] for row in rows])
-    axes[-1].set(title="top-1 on validation images")
+    measure = "top1" if "top1" in rows[0] else "agreement"
+    accuracy_bars(axes[-1], [row["model"] for row in rows], [row[measure] for row in rows])
+    title = "top-1" if measure == "top1" else "agreement with float"
+    axes[-1].set(title=f"{title} on validation images", ylabel=title)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -8,14 +8,24 @@ and the range is the union of the slots.
 import dataclasses
 
 import keras
+import numpy as np
 from keras import ops
 
-from lowbit import affine, fakequant
+from lowbit import affine, dsq, fakequant, lsq, pact, stochastic
 from lowbit import spec as spec_lib
 
 # fixed: given by the kernel (softmax).  frozen: as calibrated.  moving: average of the batches'
 # smallest and largest value.  trainable: moved by the gradient.
 RANGE_MODES = ("fixed", "frozen", "moving", "trainable")
+
+# How the gradient passes rounding in training; every one computes the values of `fakequant`, but for
+# "stochastic", which adds noise.  "ste" with a trainable range is PACT.
+METHODS = {
+    "ste": fakequant.fake_quantize,
+    "lsq": lsq.fake_quantize,
+    "dsq": dsq.fake_quantize,
+    "stochastic": stochastic.fake_quantize,
+}
 
 
 def spec_config(spec: spec_lib.QuantSpec | None) -> dict | None:
@@ -42,10 +52,12 @@ class ActivationQuantizer(keras.layers.Layer):
       mode: one of RANGE_MODES.
       decay: of the moving average, a batch.
       initial_range: (minimum, maximum) before calibration; the range itself in mode "fixed".
+      method: one of METHODS, for training; inference is the same with all.
+      range_penalty: coefficient of PACT's penalty in training, on a trainable range's squared bounds.
       enabled: False passes float values through (calibration; the delay before activations are
         quantized in training).
 
-    `minimum` and `maximum` are float32 (slots,).
+    `minimum` and `maximum` are float32 (slots,); with method "dsq" there is `alpha`, a scalar.
     """
 
     def __init__(
@@ -55,6 +67,8 @@ class ActivationQuantizer(keras.layers.Layer):
         mode="frozen",
         decay=0.99,
         initial_range=(0.0, 0.0),
+        method="ste",
+        range_penalty=0.0,
         enabled=True,
         **kwargs,
     ):
@@ -65,7 +79,11 @@ class ActivationQuantizer(keras.layers.Layer):
         self.slots = slots
         self.mode = mode
         self.decay = decay
+        if method not in METHODS:
+            raise ValueError(f"{self.name}: method {method!r} is not one of {tuple(METHODS)}")
         self.initial_range = tuple(initial_range)
+        self.method = method
+        self.range_penalty = range_penalty
         self.enabled = enabled
         # XLA on CPU makes depthwise convolutions 12 times slower (MobileNet-v2, 96 pixels): Keras'
         # jit_compile="auto" must not turn it on for the whole step.
@@ -75,6 +93,10 @@ class ActivationQuantizer(keras.layers.Layer):
         low, high = (keras.initializers.Constant(bound) for bound in self.initial_range)
         self.minimum = self.add_weight(name="minimum", shape=(self.slots,), initializer=low)
         self.maximum = self.add_weight(name="maximum", shape=(self.slots,), initializer=high)
+        if self.method == "dsq":
+            self.alpha = self.add_weight(name="alpha", shape=(), initializer=initial_alpha())
+        if self.method == "stochastic":
+            self.seeds = keras.random.SeedGenerator()
         self.set_mode(self.mode)
         self.built = True
 
@@ -114,14 +136,15 @@ class ActivationQuantizer(keras.layers.Layer):
             return fakequant.fake_quantize_average(x, *self.range(), self.spec)
         if training and self.mode == "moving":
             self._observe(x, slot, activation)
-        return fakequant.fake_quantize(
-            x,
-            *self.range(),
-            self.spec,
-            activation,
-            trainable_range=self.mode == "trainable",
-            compiled=bool(training),
-        )
+        if not training:
+            return fakequant.fake_quantize(x, *self.range(), self.spec, activation)
+        if self.range_penalty and self.mode == "trainable":
+            self.add_loss(pact.range_penalty(self.range(), self.range_penalty))
+        if self.method == "ste":
+            quantize = pact.fake_quantize if self.mode == "trainable" else fakequant.fake_quantize
+            return quantize(x, *self.range(), self.spec, activation, compiled=True)
+        settings = training_settings(self.method, x, self)
+        return METHODS[self.method](x, *self.range(), self.spec, activation, **settings)
 
     def _observe(self, x, slot, activation):
         # The activation functions are monotone: two numbers need them, not the whole tensor.
@@ -141,8 +164,31 @@ class ActivationQuantizer(keras.layers.Layer):
             "mode": self.mode,
             "decay": self.decay,
             "initial_range": list(self.initial_range),
+            "method": self.method,
+            "range_penalty": self.range_penalty,
             "enabled": self.enabled,
         }
+
+
+def initial_alpha():
+    """Returns the initializer of DSQ's alpha: 0.2, as the paper's."""
+    return keras.initializers.Constant(0.2)
+
+
+def training_settings(method: str, x, layer, weights: bool = False) -> dict:
+    """Returns what a method's function takes beyond x, the range, the spec and the activation.
+
+    Args:
+      x: what is quantized; its first axis is the batch, unless it is `weights`.
+      layer: holds the method's variables.
+    """
+    if method == "lsq" and not weights:
+        return {"count": int(np.prod(x.shape[1:]))}  # the paper's: features, not images
+    if method == "dsq":
+        return {"alpha": layer.kernel_alpha if weights else layer.alpha}
+    if method == "stochastic":
+        return {"noise": stochastic.noise(ops.shape(x), layer.seeds)}
+    return {}
 
 
 def activation_quantizers(model: keras.Model) -> list[ActivationQuantizer]:

@@ -57,6 +57,27 @@ class Scheme:
         return dataclasses.replace(self.weights, axis=-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """What each layer gets: a scheme, and where another one holds instead of it."""
+
+    scheme: Scheme
+    # (pattern of layer names as in a shell, scheme) in order, the last that matches counts.  A scheme
+    # is for the layer's weights and its output; "input" is the model's input.
+    overrides: tuple[tuple[str, Scheme], ...] = ()
+    # Of the first and the last layer with weights: these, and the activations that they read, and
+    # the model's output.  None: as the others.
+    ends: Scheme | None = None
+    # Of what additions read and write; layers with weights read a copy in their own bits.  The
+    # papers on low bits keep these tensors in float.
+    additions: Scheme | None = None
+
+    def schemes(self) -> tuple[Scheme, ...]:
+        """Returns every scheme that is named."""
+        others = [scheme for scheme in (self.ends, self.additions) if scheme is not None]
+        return (self.scheme, *(scheme for _, scheme in self.overrides), *others)
+
+
 def _weights(bits: int, symmetric: bool = True) -> QuantSpec:
     # Narrow range: TFLite's int8 weights lie in [-127, 127], so that two products fit in int16.
     return QuantSpec(bits, symmetric=symmetric, narrow_range=symmetric)
@@ -123,6 +144,50 @@ def scheme(name: str) -> Scheme:
     if name not in SCHEMES:
         raise ValueError(f"scheme {name!r} is unknown; allowed are {ALLOWED}")
     return SCHEMES[name]
+
+
+BITS_FLAGS = ("override", "ends", "additions")
+
+
+def as_bits(scheme: Scheme | Bits) -> Bits:
+    """Returns `Bits` that are one scheme everywhere, or those given."""
+    return scheme if isinstance(scheme, Bits) else Bits(scheme)
+
+
+def bits(
+    scheme_name: str,
+    overrides: str | None = None,
+    ends: str | None = None,
+    additions: str | None = None,
+) -> Bits:
+    """Returns the `Bits` that a tool's flags mean.
+
+    Args:
+      scheme_name, ends, additions: names of schemes.
+      overrides: "PATTERN=SCHEME", several with commas.
+
+    Raises:
+      ValueError: names the flag and what is wrong with it.
+    """
+    rules = []
+    for rule in overrides.split(",") if overrides else ():
+        pattern, equals, name = rule.strip().rpartition("=")
+        if not equals or not pattern:
+            raise ValueError(f"--override: {rule!r} is not PATTERN=SCHEME, such as 'conv1*=w8a8'")
+        rules.append((pattern, _flag_scheme("override", name)))
+    return Bits(
+        scheme(scheme_name),
+        tuple(rules),
+        None if ends is None else _flag_scheme("ends", ends),
+        None if additions is None else _flag_scheme("additions", additions),
+    )
+
+
+def _flag_scheme(flag, name):
+    try:
+        return scheme(name)
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from error
 
 
 def why_simulated_only(scheme: Scheme) -> str | None:

@@ -95,19 +95,23 @@ def absorb(network: placement.Network) -> placement.Network:
     return _with(network, operations)
 
 
-def correct_biases(network: placement.Network, scheme: spec_lib.Scheme) -> placement.Network:
+def correct_biases(
+    network: placement.Network, scheme: spec_lib.Scheme | spec_lib.Bits
+) -> placement.Network:
     """Returns the network with the mean shift of rounding its weights taken off its biases.
 
     A layer whose input's mean no batch norm tells (the first one) stays as it is.
     """
+    schemes = placement.layer_schemes(network, spec_lib.as_bits(scheme))
     operations = []
     means: dict[int, np.ndarray] = {}
     for operation in network.operations:
         known = [means.get(value) for value in operation.inputs]
         if operation.kind in _WEIGHTED:
-            if known[0] is not None and scheme.weights is not None:
+            weight_spec = schemes[operation.name].weights_of(operation.kind)
+            if known[0] is not None and weight_spec is not None:
                 kernel = operation.weights["kernel"]
-                quantized = _quantized(operation, scheme)
+                quantized = _quantized(operation, weight_spec)
                 shift = _response(
                     dataclasses.replace(operation, weights={"kernel": quantized - kernel}), known[0]
                 )
@@ -122,7 +126,9 @@ def correct_biases(network: placement.Network, scheme: spec_lib.Scheme) -> place
         elif operation.kind == "add" and operation.activation is None:
             if all(mean is not None for mean in known):
                 means[operation.output] = np.sum(known, axis=0)
-        elif operation.kind in ("mean", "average_pool", "pad") and known[0] is not None:
+        elif (
+            operation.kind in ("mean", "average_pool", "pad", "requantize") and known[0] is not None
+        ):
             means[operation.output] = known[0]
         elif operation.kind == "concatenate" and all(mean is not None for mean in known):
             rank = len(network.trace.shapes[operation.output])
@@ -237,10 +243,9 @@ def _response(operation, x):
     return np.float32(x @ taps)
 
 
-def _quantized(operation, scheme):
+def _quantized(operation, spec):
     kernel = operation.weights["kernel"]
     flat = kernel.reshape(-1, placement.output_channels(operation))
-    spec = scheme.weights_of(operation.kind)
     low, high = affine.observed_range(flat, spec.axis)
     return affine.fake_quantize(flat, low, high, spec).reshape(kernel.shape)
 

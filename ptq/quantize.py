@@ -45,6 +45,15 @@ class Config:
         None, "tf, torch, caffe, raw, or mean,std; the model's own where it is saved with it."
     )
     scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
+    override: str | None = cli.field(
+        None, "Other bits by layer: PATTERN=SCHEME, with commas; the last that matches counts."
+    )
+    ends: str | None = cli.field(
+        None, "Scheme of the first and the last layer with weights, and of what they read."
+    )
+    additions: str | None = cli.field(
+        None, "Scheme whose activations additions read and write, such as w8a8."
+    )
     recipe: str = cli.field(
         "plain",
         "plain: ranges alone; fast: the best range for each tensor, and biases; accurate: every layer "
@@ -68,7 +77,8 @@ def quantize(config: Config) -> dict:
     """Runs the command; returns its result row."""
     start = time.monotonic()
     manifest.check_output(config.output, ".keras")
-    scheme, recipe = spec.scheme(config.scheme), _recipe(config)
+    bits = spec.bits(config.scheme, config.override, config.ends, config.additions)
+    recipe = _recipe(config)
     for flag in ("batch_size", "calibration_images"):
         if getattr(config, flag) < 1:
             raise ValueError(f"--{flag} is {getattr(config, flag)}; at least 1 image is needed")
@@ -81,7 +91,7 @@ def quantize(config: Config) -> dict:
     input_shape = models.image_input(model, config.model)
     text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     preprocess = preprocessing.parse(text)
-    quantized, reference = recipes.place(model, scheme, recipe.corrections)
+    quantized, reference = recipes.place(model, bits, recipe.corrections)
     count = min(config.calibration_images, len(dataset))
 
     def images():
@@ -96,7 +106,7 @@ def quantize(config: Config) -> dict:
         )
         return (x for x, _ in batches)
 
-    if scheme.activations is not None:
+    if calibration.observed_points(quantized):
         with progress.bar("calibrating", count) as update:
             estimator = ranges.estimator(recipe.calibrator)
             calibration.calibrate(quantized, images(), estimator, update)
@@ -107,12 +117,14 @@ def quantize(config: Config) -> dict:
             recipes.correct(quantized, reference, recipe.corrections, images(), count, update)
     rows = describe(quantized)
     print(results.table(rows, list(rows[0])), file=sys.stderr)
-    simulated = spec.why_simulated_only(scheme)
+    reasons = (spec.why_simulated_only(scheme) for scheme in bits.schemes())
+    simulated = next((reason for reason in reasons if reason is not None), None)
     if simulated is not None:
         print(f"{config.scheme} can be simulated, not exported: {simulated}", file=sys.stderr)
     facts = facts | {
         "preprocess": text,
         "scheme": config.scheme,
+        **{name: getattr(config, name) for name in spec.BITS_FLAGS},
         "calibration": f"{count} images of {dataset.name}, {recipe.calibrator}",
         "corrections": list(recipe.corrections),
         "versions": manifest.versions(),
@@ -122,6 +134,7 @@ def quantize(config: Config) -> dict:
         "tool": "ptq.quantize",
         "model": config.model,
         "scheme": config.scheme,
+        **{name: getattr(config, name) for name in spec.BITS_FLAGS},
         "recipe": config.recipe if config.corrections is None else None,
         "corrections": ",".join(recipe.corrections),
         "dataset": config.dataset,

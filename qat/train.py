@@ -8,7 +8,6 @@ a stage runs, config.json, training.csv, training.png, TensorBoard events.  A ru
 on with --resume, to the same weights bit for bit.
 """
 
-import csv
 import dataclasses
 import json
 import math
@@ -18,12 +17,10 @@ import time
 
 import keras
 import numpy as np
-import tensorboard.summary
 from absl import logging
 
 from lowbit import (
     calibration,
-    checkpoint,
     cli,
     files,
     layers,
@@ -41,6 +38,7 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from qat import loop, losses, methods, stability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +59,42 @@ class Config:
         None, "tf, torch, caffe, raw, or mean,std; default: the model's own."
     )
     scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
+    override: str | None = cli.field(
+        None, "Other bits by layer: PATTERN=SCHEME, with commas; the last that matches counts."
+    )
+    ends: str | None = cli.field(
+        None, "Scheme of the first and the last layer with weights, and of what they read."
+    )
+    additions: str | None = cli.field(
+        None, "Scheme whose activations additions read and write, such as w8a8."
+    )
+    start: str | None = cli.field(
+        None,
+        "A .keras file that ptq.quantize made of --model with the same bits, to start from; default: "
+        "--model with ranges from --calibration_images.",
+    )
+    quantizer: str = cli.field(
+        "ste",
+        "How the gradient passes rounding, and which ranges it moves.",
+        choices=methods.METHODS,
+    )
+    distill: bool = cli.field(
+        False, "Learn from the float model's outputs; labels are not looked at, and need not be."
+    )
+    temperature: float = cli.field(1.0, "Of --distill.")
+    distill_features: float = cli.field(
+        0.0, "For --distill: weight of the distance between the last layer's inputs."
+    )
     output_dir: str | None = cli.field(None, "Default: runs/MODEL_DATASET_SCHEME, numbered.")
     epochs: int = cli.field(4, "Passes over the training images with quantizers in place.")
     steps: int | None = cli.field(None, "Training steps, instead of --epochs.")
     batch_size: int = cli.field(32, "Images a step.")
-    learning_rate: float = cli.field(1e-3, "Of SGD with momentum, at its start.")
+    learning_rate: float = cli.field(1e-3, "At its start.")
+    optimizer: str = cli.field("sgd", "Which.", choices=("sgd", "adam"))
+    weight_decay: float = cli.field(0.0, "Of kernels, a step: as Keras' optimizers take it.")
+    ema_decay: float | None = cli.field(
+        None, "Keep a moving average of the weights with this decay, and save that."
+    )
     schedule: str = cli.field("cosine", "Of the learning rate.", choices=("cosine", "constant"))
     momentum: float = cli.field(0.9, "Of SGD.")
     seed: int = cli.field(0, "Of weights, order and augmentation.")
@@ -75,19 +104,33 @@ class Config:
     augment: bool | None = cli.field(
         None, "Random crops, shifts and mirror images as suits the data; default: all but digits."
     )
-    float_epochs: int = cli.field(12, "Float training, where the model has no weights.")
+    float_epochs: int | None = cli.field(
+        None, "Float training first; default: 12 where the model has no weights, else 0."
+    )
     float_learning_rate: float = cli.field(0.05, "Of that training.")
     calibration_images: int = cli.field(100, "Training images that set the ranges at the start.")
-    calibrator: str = cli.field("minmax", "Range estimator.", choices=ranges.CALIBRATORS)
-    range_mode: str = cli.field(
-        "moving",
-        "Activation ranges: moving averages, trained by the gradient, or as calibrated.",
+    calibrator: str | None = cli.field(
+        None,
+        "Range estimator; default: minmax, for activations below 8 bits mse.",
+        choices=ranges.CALIBRATORS,
+    )
+    range_mode: str | None = cli.field(
+        None,
+        "Activation ranges: moving averages, trained by the gradient, or as calibrated; default: "
+        "moving, or trainable with pact, lsq and dsq.",
         choices=("moving", "trainable", "frozen"),
     )
     range_decay: float | None = cli.field(
         None, "Of moving ranges, a step; default: ten time constants before they freeze."
     )
+    range_penalty: float = cli.field(0.0, "PACT's: coefficient of trainable ranges' squares.")
     quant_delay: int = cli.field(0, "Steps before activations are quantized.")
+    batch_norm: str = cli.field(
+        "correction",
+        "Until it is frozen: long-term statistics in the weights and the batch's behind them "
+        "(correction), or the batch's in the weights (none).",
+        choices=layers.BATCH_NORM_MODES,
+    )
     freeze_batch_norm_step: int | None = cli.field(
         None,
         "From here on batch norm uses its frozen averages; default: 0 for given weights, half "
@@ -96,17 +139,39 @@ class Config:
     freeze_range_step: int | None = cli.field(
         None, "From here on moving ranges stay; default: three quarters of the run."
     )
+    oscillations: str = cli.field(
+        "ignore",
+        "Weights that jump between two codes: ignore them, count them, or freeze them.",
+        choices=("ignore", "count", "freeze"),
+    )
+    dampening: float = cli.field(0.0, "Coefficient of a penalty that draws weights to their codes.")
+    reestimate_batch_norm: int = cli.field(
+        0, "Training images from which batch norms are set anew after training."
+    )
+    xla: bool = cli.field(
+        False, "Compile the whole step; much slower with depthwise convolutions on a CPU."
+    )
     checkpoint_every: int = cli.field(100, "Steps between checkpoints.")
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
 
     def __post_init__(self):
-        counts = ("epochs", "float_epochs", "batch_size", "checkpoint_every", "calibration_images")
+        counts = ("epochs", "batch_size", "checkpoint_every", "calibration_images")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
         for name in ("steps", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        amounts = ("float_epochs", "weight_decay", "range_penalty", "dampening", "distill_features")
+        for name in (*amounts, "reestimate_batch_norm"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must not be below 0")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature is {self.temperature}; it must be above 0")
+        if self.distill_features and not self.distill:
+            raise ValueError("--distill_features needs --distill")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"--ema_decay is {self.ema_decay}; allowed is above 0 and below 1")
         if self.learning_rate <= 0 or self.float_learning_rate <= 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
         if self.range_decay is not None and not 0 <= self.range_decay < 1:
@@ -120,11 +185,14 @@ def train(config: Config) -> dict:
     # --- set-up ---
     output_dir = _output_dir(config)
     keras.utils.set_random_seed(config.seed)
+    bits = spec.bits(config.scheme, config.override, config.ends, config.additions)
+    started = _load_start(config)
+    open_training = datasets.open_pictures if config.distill else datasets.open_dataset
     if config.val_dataset is None:
-        training_images = datasets.open_dataset(config.dataset, "train")
-        validation_images = datasets.open_dataset(config.dataset, "validation")
+        training_images = open_training(config.dataset, "train")
+        validation_images = open_training(config.dataset, "validation")
     else:
-        training_images = datasets.open_dataset(config.dataset, "train_whole")
+        training_images = open_training(config.dataset, "train_whole")
         validation_images = datasets.open_dataset(config.val_dataset, "all")
 
     # --- float model ---
@@ -146,28 +214,40 @@ def train(config: Config) -> dict:
     for images in (training_images, validation_images):
         datasets.check_labels(images, classes)
     _record_config(config, output_dir)  # only now: bad input has left no run behind
-    stream = _Stream(config, training_images, input_shape, preprocess)
+    stream = loop.Stream(
+        training_images,
+        input_shape,
+        preprocess,
+        config.batch_size,
+        config.seed,
+        # 20 epochs of enlarged digits reach 0.98 and more as they are, 0.96 when shifted about.
+        config.dataset != "digits" if config.augment is None else config.augment,
+    )
     if not float_path.exists():
-        if trained_here:
-            steps = math.ceil(config.float_epochs * len(training_images) / config.batch_size)
+        epochs = config.float_epochs
+        epochs = (12 if trained_here else 0) if epochs is None else epochs
+        if epochs:
+            steps = math.ceil(epochs * len(training_images) / config.batch_size)
             _fit_batch_norm_momentum(float_model, steps)
-            rate = config.float_learning_rate
-            fit(float_model, stream, steps, rate, config, output_dir, "float training")
+            target = losses.labels(np.unique(training_images.labels), classes)
+            settings = _settings(config, config.float_learning_rate, "sgd", None)
+            loop.fit(float_model, stream, steps, settings, target, output_dir, "float training")
         manifest.save_model(float_model, float_path, facts)
 
     # --- ranges from calibration: the PTQ model ---
-    scheme = spec.scheme(config.scheme)
-    facts |= {"scheme": config.scheme}
+    facts |= {name: getattr(config, name) for name in ("scheme", *spec.BITS_FLAGS)}
     ptq_path = output_dir / "ptq.keras"
-    if not ptq_path.exists():
-        quantized = placement.place(float_model, scheme)
-        if scheme.activations is not None:
+    if not ptq_path.exists() and started is not None:
+        manifest.save_model(started[0], ptq_path, started[1])
+    elif not ptq_path.exists():
+        quantized = placement.place(float_model, bits)
+        if calibration.observed_points(quantized):
             count = min(config.calibration_images, len(training_images))
             with progress.bar("calibrating", count) as update:
                 calibration.calibrate(
                     quantized,
                     stream.calibration(count),
-                    ranges.estimator(config.calibrator),
+                    ranges.estimator(_calibrator(config, bits)),
                     update,
                 )
         manifest.save_model(quantized, ptq_path, facts)
@@ -177,13 +257,41 @@ def train(config: Config) -> dict:
     steps = config.steps or math.ceil(config.epochs * len(training_images) / config.batch_size)
     if not qat_path.exists():
         quantized, _ = manifest.load_model(ptq_path)
+        quantized = methods.prepare(quantized, config.quantizer, config.range_mode)
         phases = _phases(config, steps, trained_here)
-        for quantizer in quantizers.activation_quantizers(quantized):
-            quantizer.set_mode(config.range_mode)
-            quantizer.decay = phases.range_decay
-        fit(quantized, stream, steps, config.learning_rate, config, output_dir, "QAT", phases)
-        _settle(quantized, config, stream)
-        manifest.save_model(quantized, qat_path, facts)
+        _set_up_layers(quantized, config, phases)
+        if config.distill:
+            target = losses.distillation(float_model, config.temperature, config.distill_features)
+        else:
+            target = losses.labels(np.unique(training_images.labels), classes)
+        settings = _settings(config, config.learning_rate, config.optimizer, config.ema_decay)
+        watch = None
+        if config.oscillations != "ignore":
+            threshold = stability.THRESHOLD if config.oscillations == "freeze" else None
+            watch = stability.Oscillations(quantized, threshold)
+        take_averages = loop.fit(
+            quantized,
+            stream,
+            steps,
+            settings,
+            target,
+            output_dir,
+            "QAT",
+            phases,
+            config.checkpoint_every,
+            after_step=watch.update if watch else None,
+            more_variables=watch.variables() if watch else (),
+        )
+        if watch:
+            results.write_rows(
+                output_dir / "oscillations.csv",
+                [{"layer": name, "share": share} for name, share in watch.shares().items()],
+            )
+        if config.ema_decay is not None:
+            last = _settled(quantized, config, stream)
+            manifest.save_model(last, output_dir / "qat_last_weights.keras", facts)
+            take_averages()
+        manifest.save_model(_settled(quantized, config, stream), qat_path, facts)
 
     # --- evaluate: three models, the same images ---
     rows, row = _evaluate(config, output_dir, validation_images, preprocess)
@@ -193,6 +301,9 @@ def train(config: Config) -> dict:
         "tool": "qat.train",
         "model": config.model,
         "scheme": config.scheme,
+        **{name: getattr(config, name) for name in spec.BITS_FLAGS},
+        "quantizer": config.quantizer,
+        "distill": config.distill,
         "dataset": config.dataset,
         "val_dataset": config.val_dataset or f"{config.dataset} (validation split)",
         **row,
@@ -227,6 +338,26 @@ def _output_dir(config):
             raise ValueError(f"there is no run {base} to --resume")
         folder = numbered[free - 1] if config.resume else numbered[free]
     return folder
+
+
+def _load_start(config):
+    """Returns the model and the facts of --start, or None.
+
+    Raises:
+      ValueError: where it is no quantized model, or has other bits than the flags say.
+    """
+    if config.start is None:
+        return None
+    model, facts = manifest.load_model(config.start)
+    if not quantizers.activation_quantizers(model):
+        raise ValueError(f"--start={config.start} is not a model that ptq.quantize saved")
+    for name in ("scheme", *spec.BITS_FLAGS):
+        if facts.get(name) != getattr(config, name):
+            raise ValueError(
+                f"--start={config.start} was made with --{name}={facts.get(name)}, this run has "
+                f"{getattr(config, name)}"
+            )
+    return model, facts
 
 
 def _record_config(config, output_dir):
@@ -266,48 +397,40 @@ def _fit_batch_norm_momentum(model, steps):
             layer.momentum = min(layer.momentum, max(0.5, 1 - 20 / steps))
 
 
-class _Stream:
-    """The training images as batches; batch k depends on the seed and k alone."""
-
-    def __init__(self, config, images, shape, preprocess):
-        self.config, self.images = config, images
-        self.options = {
-            "input_size": shape[:2],
-            "channels": shape[2],
-            "preprocess": preprocess,
-        }
-
-    def training(self, first_step):
-        return pipeline.train_batches(
-            self.images,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            start_step=first_step,
-            # 20 epochs of enlarged digits reach 0.98 and more as they are, 0.96 when shifted about.
-            augment=self.config.dataset != "digits"
-            if self.config.augment is None
-            else self.config.augment,
-            **self.options,
-        )
-
-    def calibration(self, count):
-        batches = pipeline.calibration_batches(
-            self.images, count, seed=self.config.seed, batch_size=10, **self.options
-        )
-        return (x for x, _ in batches)
-
-
 # --- training ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Phases:
-    """The steps at which the quantized model changes how it computes."""
+def _settings(config, rate, optimizer, ema_decay):
+    return loop.Settings(
+        rate,
+        optimizer,
+        config.schedule,
+        config.momentum,
+        config.weight_decay,
+        ema_decay,
+        config.xla,
+    )
 
-    quant_delay: int
-    freeze_batch_norm_step: int
-    freeze_range_step: int
-    range_decay: float
+
+def _range_mode(config):
+    return config.range_mode or methods.METHODS[config.quantizer].range_mode
+
+
+def _calibrator(config, bits):
+    if config.calibrator is not None:
+        return config.calibrator
+    narrow = bits.scheme.activations is not None and bits.scheme.activations.bits < 8
+    return "mse" if narrow else "minmax"
+
+
+def _set_up_layers(model, config, phases):
+    """Gives the layers of a model in its training form what the flags say."""
+    for quantizer in quantizers.activation_quantizers(model):
+        quantizer.decay = phases.range_decay
+        quantizer.range_penalty = config.range_penalty
+    for layer in layers.weighted_layers(model):
+        layer.batch_norm_mode = config.batch_norm
+        layer.dampening = config.dampening
 
 
 def _phases(config, steps, trained_here):
@@ -321,7 +444,7 @@ def _phases(config, steps, trained_here):
     decay = config.range_decay
     if decay is None:
         decay = min(max(0.9, 1 - 10 / observing), 0.999)
-    elif config.range_mode == "moving" and decay**observing > 0.05:
+    elif _range_mode(config) == "moving" and decay**observing > 0.05:
         logging.warning(
             "--range_decay %g forgets only %.0f%% of the calibrated ranges in %d steps; below %.4f "
             "they would follow the training",
@@ -330,159 +453,21 @@ def _phases(config, steps, trained_here):
             observing,
             0.05 ** (1 / observing),
         )
-    return Phases(config.quant_delay, freeze_batch_norm, freeze_range, decay)
+    return loop.Phases(config.quant_delay, freeze_batch_norm, freeze_range, decay)
 
 
-def _enter_phase(model, step, phases) -> bool:
-    """Sets the model's switches for a step; returns whether one moved (the step is traced anew)."""
-    moved = False
-    for quantizer in quantizers.activation_quantizers(model):
-        enabled = step >= phases.quant_delay
-        frozen = quantizer.mode == "moving" and step >= phases.freeze_range_step
-        moved |= quantizer.enabled != enabled or frozen
-        quantizer.enabled = enabled
-        if frozen:
-            quantizer.set_mode("frozen")
-    for layer in layers.weighted_layers(model):
-        frozen = layer.batch_norm is not None and step >= phases.freeze_batch_norm_step
-        moved |= layer.batch_norm_frozen != frozen
-        layer.batch_norm_frozen = frozen
-    return moved
-
-
-def fit(
-    model: keras.Model,
-    stream: _Stream,
-    steps: int,
-    learning_rate: float,
-    config: Config,
-    output_dir: pathlib.Path,
-    stage: str,
-    phases: Phases | None = None,
-) -> None:
-    """Trains the model in place for `steps` steps of SGD; goes on from the stage's checkpoint.
-
-    Raises:
-      FloatingPointError: where the loss is not finite: names the step; the last checkpoint stays.
-    """
-    rate = learning_rate
-    if config.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    optimizer = keras.optimizers.SGD(rate, config.momentum)
-    trainee = _logits_model(model)
-    trainee.compile(
-        optimizer,
-        _cross_entropy(np.unique(stream.images.labels), trainee.output_shape[-1]),
-        jit_compile=keras.config.backend() != "tensorflow",
-    )
-    optimizer.build(trainee.trainable_variables)
-    variables = [*trainee.variables, *optimizer.variables]
-    path = output_dir / "checkpoint.npz"
-    first_step = checkpoint.load(path, stage, variables)
-    if first_step:
-        logging.info("%s goes on at step %d of %d", stage, first_step, steps)
-    batches = stream.training(first_step)
-    log = _Log(output_dir, stage, first_step)
-    try:
-        with progress.bar(stage, steps) as update:
-            for step in range(first_step, steps):
-                # A resumed run traces anew at its first step in any case.
-                if phases is not None and _enter_phase(model, step, phases) and step > first_step:
-                    trainee.make_train_function(force=True)
-                x, labels = next(batches)
-                loss = float(trainee.train_on_batch(x, labels))
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"{stage}: loss is {loss} at step {step} of {steps}; lower --learning_rate "
-                        f"({learning_rate})"
-                    )
-                log.add(step, loss, float(np.asarray(optimizer.learning_rate)))
-                update(step + 1, f"loss {loss:.3f}")
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-                    checkpoint.save(path, stage, step + 1, variables)
-    finally:
-        batches.close()
-        log.close()
-    path.unlink(missing_ok=True)
-
-
-def _cross_entropy(present: np.ndarray, classes: int):
-    """Returns the cross entropy over the classes that the training images have.
-
-    Images of 10 of ImageNet's 1,000 classes would teach a network that the other 990 never occur:
-    200 steps at a rate of 1e-5 took MobileNet-v2 from 0.84 to 0.71 on images of all classes.
-    """
-    absent = np.full(classes, -1e9, np.float32)
-    absent[present] = 0
-    if len(present) < classes:
-        logging.info("the training images have %d of %d classes", len(present), classes)
-
-    def loss(labels, logits):
-        return keras.losses.sparse_categorical_crossentropy(
-            labels, logits + absent, from_logits=True
-        )
-
-    return loss
-
-
-def _logits_model(model):
-    """Returns the model up to its logits: a last softmax belongs to the loss."""
-    tensor = model.outputs[0]
-    operation = tensor._keras_history.operation
-    if isinstance(operation, quantizers.ActivationQuantizer):
-        node = operation._inbound_nodes[tensor._keras_history.node_index]
-        tensor = node.arguments.keras_tensors[0]
-        operation = tensor._keras_history.operation
-    if isinstance(operation, keras.layers.Softmax):
-        return type(model)(model.inputs, operation.input)
-    if isinstance(operation, keras.layers.Activation | keras.layers.Dense) and (
-        operation.activation is keras.activations.softmax
-    ):
-        raise ValueError(
-            f"layer {operation.name} computes the softmax itself; for float training end the model "
-            "in logits, or in a Softmax layer"
-        )
-    return model
-
-
-class _Log:
-    """The run's numbers: training.csv, and TensorBoard events."""
-
-    def __init__(self, output_dir, stage, first_step):
-        path = output_dir / "training.csv"
-        rows = []
-        if path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file)][1:]
-        # What a killed run logged after its last checkpoint is computed again.
-        rows = [row for row in rows if row[0] != stage or int(row[1]) < first_step]
-        self.file = open(path, "w", newline="")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["stage", "step", "loss", "learning_rate"])
-        self.writer.writerows(rows)
-        self.stage = stage
-        self.events = tensorboard.summary.Writer(str(output_dir / "tensorboard"))
-
-    def add(self, step, loss, rate):
-        self.writer.writerow([self.stage, step, f"{loss:.6g}", f"{rate:.6g}"])
-        self.events.add_scalar(f"{self.stage}/loss", loss, step=step)
-        self.events.add_scalar(f"{self.stage}/learning_rate", rate, step=step)
-
-    def close(self):
-        self.file.close()
-        self.events.close()
-
-
-def _settle(model, config, stream):
-    """Freezes what training moved, and says which moving ranges did not follow the network."""
-    for layer in layers.weighted_layers(model):
-        layer.batch_norm_frozen = True
-    for quantizer in quantizers.activation_quantizers(model):
+def _settled(trained, config, stream):
+    """Returns the model as it is saved, and says which ranges did not follow the network."""
+    for quantizer in quantizers.activation_quantizers(trained):
         quantizer.enabled = True
         quantizer.set_mode("frozen")
+    if config.reestimate_batch_norm:
+        count = config.reestimate_batch_norm
+        stability.reestimate_batch_norms(trained, stream.calibration(count, config.batch_size))
+    model = methods.plain(trained)
     calibration.widen_for_kernels(model)
-    if spec.scheme(config.scheme).activations is None:
-        return
+    if not calibration.observed_points(model):
+        return model
     estimator = ranges.ESTIMATORS["moving_average"]
     observed, _ = calibration.observe(model, stream.calibration(32), estimator)
     for quantizer, bounds in observed.items():
@@ -497,6 +482,7 @@ def _settle(model, config, stream):
                 high,
                 (high - low) / width,
             )
+    return model
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -506,7 +492,10 @@ def _evaluate(config, output_dir, images, preprocess):
     """Returns a table of float, PTQ and QAT on the same images, and the row's columns."""
     count = min(config.limit or len(images), len(images))
     outputs, labels = {}, images.labels[:count]
-    for name in ("float", "ptq", "qat"):
+    names = ["float", "ptq", "qat"]
+    if config.ema_decay is not None:
+        names.append("qat_last_weights")
+    for name in names:
         model, _ = manifest.load_model(output_dir / f"{name}.keras")
         batches = pipeline.batches(
             images,
@@ -524,21 +513,23 @@ def _evaluate(config, output_dir, images, preprocess):
                 update(done)
         outputs[name] = np.concatenate(parts)
     rows, row = [], {"images": count}
-    correct = {name: metrics.ranks(values, labels) == 0 for name, values in outputs.items()}
+    choice = outputs["float"].argmax(axis=1)
+    labelled = images.num_classes > 1  # pictures have no labels: agreement and KL say enough
     for name, values in outputs.items():
-        difference, error = metrics.paired_difference(correct[name], correct["float"])
         kl = float(metrics.kl_divergence(outputs["float"], values).mean())
-        rows.append(
-            {
-                "model": name,
-                "top1": float(correct[name].mean()),
+        measured = {"mean KL to float": kl, "agreement": float((values.argmax(1) == choice).mean())}
+        row |= {f"kl_{name}": kl, f"agreement_{name}": measured["agreement"]}
+        if labelled:
+            correct = [metrics.ranks(outputs[one], labels) == 0 for one in (name, "float")]
+            difference, error = metrics.paired_difference(*correct)
+            measured = {
+                "top1": float(correct[0].mean()),
                 "minus float": difference,
                 "paired error": error,
-                "mean KL to float": kl,
-            }
-        )
-        row[f"top1_{name}"] = float(correct[name].mean())
-    row |= {"top1": row["top1_qat"], "kl_qat": rows[-1]["mean KL to float"]}
+            } | measured
+            row[f"top1_{name}"] = measured["top1"]
+        rows.append({"model": name} | measured)
+    row["top1"] = row.get("top1_qat")
     return rows, row
 
 

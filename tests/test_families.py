@@ -21,7 +21,7 @@ from lowbit import (
     spec,
     tflite_file,
 )
-from lowbit.models import batch_norms, efficientnet_lite, resnet, slim
+from lowbit.models import batch_norms, cifar, efficientnet_lite, resnet, slim
 
 L = keras.layers
 CLASSES = 40
@@ -103,6 +103,10 @@ FAMILIES = {
     "efficientnet_lite": lambda: efficientnet_lite.build(
         "efficientnet_lite0", (48, 48, 3), CLASSES
     ),
+    "resnet20": lambda: cifar.resnet20((16, 16, 3), CLASSES, filters=8),
+    "vgg_small": lambda: cifar.vgg_small((16, 16, 3), CLASSES, filters=16),
+    # ReLU6 has mobilenet_v1 above.
+    "mobilenet_cifar": lambda: cifar.mobilenet_cifar((16, 16, 3), CLASSES, alpha=0.25, relu6=False),
 }
 
 

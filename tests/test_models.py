@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from lowbit import models
-from lowbit.models import batch_norms, efficientnet_lite, pretrained, resnet, torch_file
+from lowbit.models import batch_norms, cifar, efficientnet_lite, pretrained, resnet, torch_file
 
 DATA = pathlib.Path(os.environ.get("LOWBIT_DATA", "/nonexistent"))
 LITE0 = DATA / "models" / "efficientnet_lite0_224.keras"
 needs_lite0 = pytest.mark.skipif(not LITE0.is_file(), reason="LOWBIT_DATA has no models/")
+RESNET20 = DATA / "models" / "resnet20_cifar10.keras"
+needs_resnet20 = pytest.mark.skipif(not RESNET20.is_file(), reason="LOWBIT_DATA has no models/")
 
 # --- the zoo ------------------------------------------------------------------------------------
 
@@ -30,6 +32,8 @@ def test_the_whitepapers_ten_networks_and_their_relatives_have_names():
     }
     assert ten <= set(models.ZOO)
     assert {"resnet_v1_18", "resnet_v1_34", *efficientnet_lite.VARIANTS} <= set(models.ZOO)
+    small = {"resnet20", "vgg_small", "mobilenet_cifar", "mobilenet_cifar_relu"}
+    assert small <= set(models.ZOO)
     assert all(name in models.NAMES for name in models.ZOO)
 
 
@@ -77,9 +81,77 @@ def test_efficientnet_lite0_is_the_network_that_the_published_weights_mean():
     np.testing.assert_array_equal(network(x, training=False), expected(x, training=False))
 
 
+# ResNet-20: He et al. give 0.27 million; 269,722 with shortcuts that have no weights, as theirs, and
+# 16 * 32 + 32 * 64 in the two here.  VGG-small by hand: 9 * (3 * 128 + 128 * 128 + 128 * 256
+# + 256 * 256 + 256 * 512 + 512 * 512) in kernels, 4 * (128 + 256 + 512) in batch norms,
+# 4 * 4 * 512 * 10 + 10 behind them.  MobileNet-v1: Keras' own, its batch norms' statistics left out.
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("resnet20", 269_722 + 2_560),
+        ("vgg_small", 4_574_592 + 3_584 + 81_930),
+        ("mobilenet_cifar", 3_206_976 + 10_250),
+        ("mobilenet_cifar_relu", 3_206_976 + 10_250),
+    ],
+)
+def test_networks_for_small_images_have_the_published_parameters(name, parameters):
+    network = models.build(name, 10)
+    assert network.input_shape == (None, 32, 32, 3) and network.output_shape == (None, 10)
+    assert sum(int(np.prod(v.shape)) for v in network.trainable_weights) == parameters
+    last = network.get_layer("flatten" if name == "vgg_small" else "pool").input
+    assert last.shape[1:3] == ((8, 8) if name == "resnet20" else (4, 4))
+    smallest = models.build(name, 10, models.ZOO[name].smallest_size)
+    assert smallest(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 10)
+
+
+@needs_resnet20
+def test_resnet20_is_the_network_that_the_published_weights_mean():
+    expected = keras.models.load_model(RESNET20, compile=False)
+    network, facts = models.load("resnet20", str(RESNET20), classes=10)
+    assert facts["preprocess"] == "torch"
+    assert [layer.name for layer in network.layers] == [layer.name for layer in expected.layers]
+    for found, layer in zip(network.layers[1:], expected.layers[1:], strict=True):
+        assert type(found) is type(layer)
+        assert found.output.shape == layer.output.shape
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(network(x, training=False), expected(x, training=False))
+
+
+def test_resnet20s_shortcut_can_be_zero_padding(rng):
+    """With ones and zeros for a kernel it hands on every other pixel, the new channels zero."""
+    network = cifar.resnet20((8, 8, 3), 10, filters=4)
+    kernel = np.zeros((1, 1, 4, 8), np.float32)
+    kernel[0, 0, range(4), range(2, 6)] = 1
+    network.get_layer("layer2_0_shortcut").set_weights([kernel])
+    x, y = keras.Model(
+        network.input,
+        [network.get_layer(name).output for name in ("layer1_2_relu2", "layer2_0_shortcut")],
+    )(rng.normal(size=(2, 8, 8, 3)).astype(np.float32), training=False)
+    expected = np.pad(np.asarray(x)[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2)))
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+@pytest.mark.parametrize("name, largest", [("mobilenet_cifar", 6), ("mobilenet_cifar_relu", None)])
+def test_mobilenet_cifar_is_keras_mobilenet_of_smaller_strides(name, largest, alpha):
+    found = models.build(name, 10, alpha=alpha)
+    expected = models.build("mobilenet_v1", 10, 32, alpha)
+    shapes = [
+        {v.path: tuple(v.shape) for v in network.weights if "pred" not in v.path}
+        for network in (found, expected)
+    ]
+    assert shapes[0] == shapes[1]
+    relus = [layer for layer in found.layers if isinstance(layer, keras.layers.ReLU)]
+    assert len(relus) == 27 and {layer.max_value for layer in relus} == {largest}
+    strided = [layer.name for layer in found.layers if getattr(layer, "strides", 1) == (2, 2)]
+    assert strided == ["conv_dw_4", "conv_dw_6", "conv_dw_12"]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"model": "vgg_small", "input_size": 7}, "below 8 pixels, the least of vgg_small"),
+        ({"model": "resnet20", "alpha": 0.5}, "resnet20 has no width multiplier"),
         ({"model": "resnet_v1_51"}, "neither a zoo name .*resnet_v1_50.*efficientnet_lite4"),
         ({"model": "inception_v3", "input_size": 64}, "below 75 pixels, the least of inception_v3"),
         ({"model": "mobilenet_v1", "alpha": 0.0}, "--alpha 0.0 is not above 0"),

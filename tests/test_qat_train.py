@@ -13,8 +13,9 @@ import time
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from lowbit import checkpoint, layers, lowering, manifest, quantizers, tflite_file
+from lowbit import checkpoint, layers, lowering, manifest, quantizers, results, tflite_file
 from qat import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -90,6 +91,55 @@ def test_a_run_saves_three_models_and_says_what_they_reach(tmp_path, range_mode)
     # Training-only modes became plain ranges, and the model exports.
     assert {q.mode for q in quantizers.activation_quantizers(model)} <= {"frozen", "fixed"}
     tflite_file.write(lowering.lower(model))
+
+
+def test_pictures_without_labels_and_a_start_from_ptq(tmp_path):
+    model = small_network(tmp_path / "float_model.keras")
+    pictures = tmp_path / "pictures" / "some" / "folder"
+    pictures.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for index in range(24):
+        pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{index}.png")
+    dataset = f"{tmp_path / 'pictures'},{tmp_path / 'pictures'}"  # two sources, one after the other
+    options = {
+        "dataset": dataset,
+        "distill": True,
+        "quantizer": "lsq",
+        "oscillations": "freeze",
+        "ema_decay": 0.5,
+        "learning_rate": 1e-4,
+        "distill_features": 0.1,
+        "ends": "w8a8",
+        "scheme": "w4a8",
+    }
+    row = train.train(config(tmp_path, **options))
+    assert row["top1"] is None  # nobody knows
+    assert 0 <= row["agreement_qat"] <= 1 and row["kl_qat"] >= 0 and row["kl_float"] == 0
+    run = tmp_path / "run"
+    assert (run / "qat_last_weights.keras").exists()
+    shares = results.read_rows(run / "oscillations.csv")
+    assert [line["layer"] for line in shares] == ["conv0", "conv1", "logits"]
+    quantized, _ = manifest.load_model(run / "qat.keras")
+    bits = [layer.weight_spec.bits for layer in layers.weighted_layers(quantized)]
+    assert bits == [8, 4, 8]
+    tflite_file.write(lowering.lower(quantized))
+
+    # The PTQ model of that run as the start of another.
+    start = str(run / "ptq.keras")
+    other = {"model": model, "output_dir": str(tmp_path / "second"), "start": start, "steps": 2}
+    train.train(config(tmp_path, **(options | other)))
+    ptq, again = (
+        manifest.load_model(folder / "ptq.keras")[0] for folder in (run, tmp_path / "second")
+    )
+    for one, two in zip(ptq.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, two)
+    third = other | {"output_dir": str(tmp_path / "third"), "scheme": "w8a8"}
+    with pytest.raises(ValueError, match="made with --scheme=w4a8, this run has w8a8"):
+        train.train(config(tmp_path, **(options | third)))
+    assert not (tmp_path / "third").exists()
+    with pytest.raises(ValueError, match="float_model.keras is not a model that ptq.quantize"):
+        train.train(config(tmp_path, **(options | third | {"start": model})))
 
 
 @pytest.mark.slow

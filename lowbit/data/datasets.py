@@ -1,8 +1,11 @@
 """`open_dataset`: what --dataset names, opened."""
 
+import dataclasses
 import glob
 import os
 import re
+
+import numpy as np
 
 from lowbit.data import arrays, downloads, folders, images, tfrecords
 
@@ -46,6 +49,30 @@ def open_dataset(name_or_path: str, split: str = "all") -> Dataset:
     raise FileNotFoundError(
         f"data set {name_or_path!r}: no such file or folder, nor a name known here; give {ALLOWED}"
     )
+
+
+def open_pictures(names_or_paths: str, split: str = "all") -> Dataset:
+    """Returns images without their labels, from one source or several with commas between them.
+
+    Args:
+        names_or_paths: as in `open_dataset`, or folders of image files at any depth.
+        split: as in `open_dataset`, of each.
+
+    Raises as `open_dataset`.
+    """
+    joined = None
+    for one in names_or_paths.split(","):
+        one = one.strip()
+        folder = os.path.expanduser(one)
+        if os.path.isdir(folder) and not tfrecords.find_files(folder):
+            found = folders.open_pictures(folder, split)
+        else:
+            found = open_dataset(one, split)
+        if joined is not None:
+            found = images.join(joined, found, f"{joined.name}, {found.name}")
+        joined = found
+    nothing = np.zeros(len(joined), np.int64)
+    return dataclasses.replace(joined, labels=nothing, num_classes=1, class_names=None)
 
 
 # Data sets known by name whose images for measuring are a split of their own.

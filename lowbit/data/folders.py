@@ -108,6 +108,18 @@ def _file_bytes(path: str) -> bytes:
         return file.read()
 
 
+def open_pictures(path: str, split: str) -> images.Dataset:
+    """Returns all image files of a folder, at any depth, without classes: every label is 0.
+
+    Raises ValueError where there is none.
+    """
+    found = _image_files(path)
+    if not found:
+        raise ValueError(f"{path}: holds no images: no files of {' '.join(SUFFIXES)}")
+    dataset, checksum = _from_files(path, found, np.zeros(len(found), np.int64), None)
+    return images.split_by_content(dataset, checksum, split)
+
+
 def _open_labelled_folder(path: str, split: str) -> images.Dataset:
     table = os.path.join(path, LABELS)
     files, labels, class_names = _read_labels(

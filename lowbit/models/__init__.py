@@ -3,6 +3,7 @@
 __init__           the table of names; building, and the weights that --weights means
 resnet             ResNet-18 and -34
 efficientnet_lite  EfficientNet-Lite 0 to 4
+cifar              ResNet-20, VGG-small and a MobileNet-v1 for images of 32x32 pixels
 slim               TF-slim checkpoints, and ResNets of slim's topology
 pretrained         weights that lie in an installed package
 torch_file         tensors of a PyTorch file, without running what is pickled in it
@@ -18,7 +19,7 @@ from collections.abc import Callable
 import keras
 
 from lowbit import manifest
-from lowbit.models import efficientnet_lite, pretrained, resnet, slim
+from lowbit.models import cifar, efficientnet_lite, pretrained, resnet, slim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Entry:
     build: Callable[..., keras.Model]  # (input_shape, classes, name[, alpha]) -> logits out
     preprocess: str  # as the weights mean it that --weights=imagenet or =pretrained fetch
     input_size: int  # as published, pixels
-    smallest_size: int = 32  # pixels: halved five times
+    smallest_size: int = 32  # pixels: halved five times; 8: halved three times
     takes_alpha: bool = False
     # of keras.applications, with ImageNet weights to download
     application: Callable[..., keras.Model] | None = None
@@ -64,6 +65,12 @@ ZOO = {
         name: Entry(functools.partial(efficientnet_lite.build, name), "127,128", size)
         for name, (_, _, size) in efficientnet_lite.VARIANTS.items()
     },
+    "resnet20": Entry(cifar.resnet20, "torch", 32, 8),
+    "vgg_small": Entry(cifar.vgg_small, "torch", 32, 8),
+    "mobilenet_cifar": Entry(cifar.mobilenet_cifar, "tf", 32, 8, takes_alpha=True),
+    "mobilenet_cifar_relu": Entry(
+        functools.partial(cifar.mobilenet_cifar, relu6=False), "tf", 32, 8, takes_alpha=True
+    ),
 }
 TAKES_ALPHA = tuple(name for name, entry in ZOO.items() if entry.takes_alpha)
 NAMES = ", ".join(ZOO)  # for help texts

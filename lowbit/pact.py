@@ -1,0 +1,82 @@
+"""PACT: a range moved by the gradient of the clamp alone (Choi et al., arXiv 1805.06085, section 3).
+
+Forward: `fakequant`.  Gradient: the quantizer taken for the clamp y = min(max(x, low), high),
+
+    dL/dx       = dL/dy where low <= x <= high, else 0        low  = (code_low - zero_point) * scale
+    dL/dminimum = sum of dL/dy where x < low                  high = (code_high - zero_point) * scale
+    dL/dmaximum = sum of dL/dy where x > high                 (the paper's alpha, eq. 3)
+
+The range's gradients stop where the activation function, and not the range, is what clips.
+The paper has an unsigned range [0, alpha] behind a ReLU; here the lower bound learns in the same way.
+"""
+
+from keras import ops
+
+from lowbit import affine, fakequant
+from lowbit import spec as spec_lib
+
+
+def fake_quantize(
+    x,
+    minimum,
+    maximum,
+    spec: spec_lib.QuantSpec,
+    activation: str | None = None,
+    compiled: bool = False,
+):
+    """Returns x quantized to the range and back, with gradients for x, minimum and maximum.
+
+    5 ms on 2.7 million values against 3 ms of `fakequant.fake_quantize`, which has none for the
+    range.
+
+    Args:
+      x: float32, any shape; channels on its last axis where `spec.axis` is set.
+      minimum, maximum: float32: scalars, or (channels,).
+      spec: bits, symmetric, narrow_range, signed; `axis` None or the last axis.
+      activation: None, "relu" or "relu6", applied before the quantization.
+      compiled: as in `fakequant.fake_quantize`.
+
+    Returns:
+      float32, the shape of `x`: the bits of `fakequant.fake_quantize`.
+    """
+    lowest, highest = affine.integer_bounds(spec)
+
+    @ops.custom_gradient
+    def quantize_and_back(x, minimum, maximum):
+        # In here, because JAX refuses a custom gradient that encloses a value with a gradient.
+        parameters = fakequant.quantization(minimum, maximum, spec, activation)
+        scale, zero_point, code_low, code_high = parameters
+
+        def gradient(*arguments, upstream=None):
+            upstream = fakequant.upstream_of(arguments, upstream)
+            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
+            below = fakequant.sum_to(ops.where(x < low, upstream, 0.0), minimum)
+            above = fakequant.sum_to(ops.where(x > high, upstream, 0.0), maximum)
+            # A bound at the activation function's clamp is not the range's to move.
+            below = ops.where(code_low <= lowest, below, 0.0)
+            above = ops.where(code_high >= highest, above, 0.0)
+            pass_inside = fakequant.as_one_loop(fakequant.pass_inside, compiled)
+            return pass_inside(upstream, x, low, high), below, above
+
+        return fakequant.as_one_loop(fakequant.forward, compiled)(x, *parameters), gradient
+
+    return quantize_and_back(*(ops.convert_to_tensor(t, "float32") for t in (x, minimum, maximum)))
+
+
+def range_penalty(bounds, coefficient: float):
+    """Returns coefficient * sum of the squares of the bounds: the paper's L2 term on alpha.
+
+    The gradient of the clamp only ever says how a bound hurts the loss; this term makes a range
+    that clips nothing shrink, so that its step gets finer.
+
+    Args:
+      bounds: an iterable of float32 tensors of any shape, minimum and maximum alike.
+      coefficient: float, at least 0.
+
+    Returns:
+      float32 scalar; 0 where there are no bounds.
+    """
+    total = ops.zeros((), "float32")
+    for bound in bounds:
+        total = total + ops.sum(ops.square(ops.convert_to_tensor(bound, "float32")))
+    return coefficient * total

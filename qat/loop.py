@@ -1,0 +1,201 @@
+"""The training loop: batches, phases, checkpoints, the log."""
+
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorboard.summary
+from absl import logging
+
+from lowbit import checkpoint, layers, progress, quantizers
+from lowbit.data import pipeline
+from qat import losses
+
+
+class Stream:
+    """The training images as batches; batch k depends on the seed and k alone.
+
+    Args:
+      images: a data set.
+      shape: of one image: height, width, channels.
+      preprocess: from `preprocess.parse`.
+      batch_size: images a step.
+      seed: of order and augmentation.
+      augment: as pipeline.train_batches.
+    """
+
+    def __init__(self, images, shape, preprocess, batch_size, seed, augment):
+        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
+        self.options = {
+            "input_size": shape[:2],
+            "channels": shape[2],
+            "preprocess": preprocess,
+        }
+
+    def training(self, first_step):
+        return pipeline.train_batches(
+            self.images,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start_step=first_step,
+            augment=self.augment,
+            **self.options,
+        )
+
+    def calibration(self, count, batch_size=10):
+        batches = pipeline.calibration_batches(
+            self.images, count, seed=self.seed, batch_size=batch_size, **self.options
+        )
+        return (x for x, _ in batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """The steps at which the quantized model changes how it computes."""
+
+    quant_delay: int
+    freeze_batch_norm_step: int
+    freeze_range_step: int
+    range_decay: float
+
+
+def enter_phase(model: keras.Model, step: int, phases: Phases) -> bool:
+    """Sets the model's switches for a step; returns whether one moved (the step is traced anew)."""
+    moved = False
+    for quantizer in quantizers.activation_quantizers(model):
+        enabled = step >= phases.quant_delay
+        frozen = quantizer.mode == "moving" and step >= phases.freeze_range_step
+        moved |= quantizer.enabled != enabled or frozen
+        quantizer.enabled = enabled
+        if frozen:
+            quantizer.set_mode("frozen")
+    for layer in layers.weighted_layers(model):
+        frozen = layer.batch_norm is not None and step >= phases.freeze_batch_norm_step
+        moved |= layer.batch_norm_frozen != frozen
+        layer.batch_norm_frozen = frozen
+    return moved
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the weights move."""
+
+    learning_rate: float
+    optimizer: str = "sgd"  # or adam
+    schedule: str = "cosine"  # or constant
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 0.0  # of convolution and dense kernels
+    ema_decay: float | None = None  # of a moving average of the weights, kept beside them
+    compiled: bool = False  # the whole step as one XLA program
+
+
+def fit(
+    model: keras.Model,
+    stream: Stream,
+    steps: int,
+    settings: Settings,
+    target: losses.Target,
+    output_dir: pathlib.Path,
+    stage: str,
+    phases: Phases | None = None,
+    checkpoint_every: int = 100,
+    after_step: Callable[[], None] | None = None,
+    more_variables: Sequence = (),
+) -> Callable[[], None]:
+    """Trains the model in place for `steps` steps; goes on from the stage's checkpoint.
+
+    Args:
+      after_step: called behind each step.
+      more_variables: further ones that a checkpoint holds.
+
+    Returns:
+      A function that gives the model its weights' averages, where `ema_decay` is set.
+
+    Raises:
+      FloatingPointError: where the loss is not finite: names the step; the last checkpoint stays.
+    """
+    optimizer = _optimizer(settings, steps)
+    trainee = target.trainee(model)
+    compiled = settings.compiled or keras.config.backend() != "tensorflow"
+    trainee.compile(optimizer, target.losses, jit_compile=compiled)
+    optimizer.exclude_from_weight_decay(
+        [variable for variable in trainee.trainable_variables if variable.name != "kernel"]
+    )
+    optimizer.build(trainee.trainable_variables)
+    learnt = list(trainee.trainable_variables)
+    variables = [*trainee.variables, *optimizer.variables, *more_variables]
+    path = output_dir / "checkpoint.npz"
+    first_step = checkpoint.load(path, stage, variables)
+    if first_step:
+        logging.info("%s goes on at step %d of %d", stage, first_step, steps)
+    batches = stream.training(first_step)
+    log = _Log(output_dir, stage, first_step)
+    try:
+        with progress.bar(stage, steps) as update:
+            for step in range(first_step, steps):
+                # A resumed run traces anew at its first step in any case.
+                if phases is not None and enter_phase(model, step, phases) and step > first_step:
+                    trainee.make_train_function(force=True)
+                x, labels = next(batches)
+                found = trainee.train_on_batch(x, target.wanted(x, labels))
+                loss = float(found[0] if isinstance(found, list) else found)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"{stage}: loss is {loss} at step {step} of {steps}; lower --learning_rate "
+                        f"({settings.learning_rate})"
+                    )
+                if after_step is not None:
+                    after_step()
+                log.add(step, loss, float(np.asarray(optimizer.learning_rate)))
+                update(step + 1, f"loss {loss:.3f}")
+                if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                    checkpoint.save(path, stage, step + 1, variables)
+    finally:
+        batches.close()
+        log.close()
+    path.unlink(missing_ok=True)
+    return lambda: optimizer.finalize_variable_values(learnt)
+
+
+def _optimizer(settings, steps):
+    rate = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    options = {"weight_decay": settings.weight_decay or None}
+    if settings.ema_decay is not None:
+        options |= {"use_ema": True, "ema_momentum": settings.ema_decay}
+    if settings.optimizer == "adam":
+        return keras.optimizers.Adam(rate, **options)
+    return keras.optimizers.SGD(rate, settings.momentum, **options)
+
+
+class _Log:
+    """The run's numbers: training.csv, and TensorBoard events."""
+
+    def __init__(self, output_dir, stage, first_step):
+        path = output_dir / "training.csv"
+        rows = []
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.reader(file)][1:]
+        # What a killed run logged after its last checkpoint is computed again.
+        rows = [row for row in rows if row[0] != stage or int(row[1]) < first_step]
+        self.file = open(path, "w", newline="")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(["stage", "step", "loss", "learning_rate"])
+        self.writer.writerows(rows)
+        self.stage = stage
+        self.events = tensorboard.summary.Writer(str(output_dir / "tensorboard"))
+
+    def add(self, step, loss, rate):
+        self.writer.writerow([self.stage, step, f"{loss:.6g}", f"{rate:.6g}"])
+        self.events.add_scalar(f"{self.stage}/loss", loss, step=step)
+        self.events.add_scalar(f"{self.stage}/learning_rate", rate, step=step)
+
+    def close(self):
+        self.file.close()
+        self.events.close()
