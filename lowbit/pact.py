@@ -6,8 +6,9 @@ Forward: `fakequant`.  Gradient: the quantizer taken for the clamp y = min(max(x
     dL/dminimum = sum of dL/dy where x < low                  high = (code_high - zero_point) * scale
     dL/dmaximum = sum of dL/dy where x > high                 (the paper's alpha, eq. 3)
 
-The range's gradients stop where the activation function, and not the range, is what clips.
-The paper has an unsigned range [0, alpha] behind a ReLU; here the lower bound learns in the same way.
+The range's gradients stop where the activation function, and not the range, is what clips: behind a
+fused one the lower bound stays at zero, and the range is the paper's [0, alpha].  Where there is
+none, the lower bound learns in the same way.
 """
 
 from keras import ops
@@ -39,7 +40,7 @@ def fake_quantize(
     Returns:
       float32, the shape of `x`: the bits of `fakequant.fake_quantize`.
     """
-    lowest, highest = affine.integer_bounds(spec)
+    highest = affine.integer_bounds(spec)[1]
 
     @ops.custom_gradient
     def quantize_and_back(x, minimum, maximum):
@@ -53,7 +54,7 @@ def fake_quantize(
             below = fakequant.sum_to(ops.where(x < low, upstream, 0.0), minimum)
             above = fakequant.sum_to(ops.where(x > high, upstream, 0.0), maximum)
             # A bound at the activation function's clamp is not the range's to move.
-            below = ops.where(code_low <= lowest, below, 0.0)
+            below = below if activation is None else ops.zeros_like(below)
             above = ops.where(code_high >= highest, above, 0.0)
             pass_inside = fakequant.as_one_loop(fakequant.pass_inside, compiled)
             return pass_inside(upstream, x, low, high), below, above

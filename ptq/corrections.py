@@ -1,7 +1,8 @@
 """Corrections of one layer with the inputs that it really gets: regression, clipping, rounding, bias.
 
 Each takes the moments of the layer's inputs in both streams (`moments`), and leaves the layer with
-codes times scale as its kernel, the range of those codes stored, and a bias.
+the range of its codes stored, a bias, and as its kernel the weights that were wanted, drawn into
+their codes' cells: it rounds to the codes that were found, and training goes on from there.
 
   regression   w* = (covariance + r I)^-1 (cross + r I) w
                the weights that, on the quantized inputs, come nearest to the outputs of the float
@@ -29,6 +30,8 @@ RIDGE_PER_TAP = 2.0
 DAMPING_PER_TAP = 0.1
 # Of the range that rounding to nearest likes best: what a narrower one clips, feedback makes up for.
 REFINEMENT = (1.0, 0.85, 0.92, 1.08, 1.2)
+# Of a scale: how far from its code a weight may lie; 0.5 is the tie.
+CELL = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
     observed = moments.observe(layer, step.inputs(), seed, only_means=not needs_products)
     kernel, bias = (np.float64(ops.convert_to_numpy(x)) for x in step.float_layer.folded())
     weights = moments.grouped(layer, kernel)
-    replaced = weights
+    replaced = kept = weights
     if spec is not None:
         hessian = None
         if needs_products:
@@ -80,7 +83,12 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
             ) from error
         replaced = codes * scale[:, None, :]
         lowest, highest = affine.integer_bounds(spec)
-        low, high = (((bound - zero_point) * scale).reshape(-1) for bound in (lowest, highest))
+        low, high = ((bound - zero_point) * scale for bound in (lowest, highest))
+        reach = CELL * scale[:, None, :]
+        # Beyond the range the gradient would be zero for good.
+        kept = np.clip(target, replaced - reach, replaced + reach)
+        kept = np.clip(kept, low[:, None, :], high[:, None, :])
+        low, high = low.reshape(-1), high.reshape(-1)
         if spec.axis is None:
             low, high = low[:1], high[:1]
         layer.store_range(np.float32(low), np.float32(high))
@@ -90,7 +98,7 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
             for terms in ((replaced, observed.mean_q), (weights, observed.mean_f))
         )
         layer.bias.assign((bias + (wanted - ours).reshape(-1)).astype(np.float32))
-    layer.kernel.assign(moments.ungrouped(layer, replaced).astype(np.float32))
+    layer.kernel.assign(moments.ungrouped(layer, kept).astype(np.float32))
 
 
 def regression(weights: np.ndarray, observed: moments.Moments) -> np.ndarray:

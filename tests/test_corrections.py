@@ -520,11 +520,12 @@ def test_corrected_codes_are_the_files(tmp_path, randomize, smooth_images):
         assert np.abs(codes).max() <= 7
         if tensor.quantization.axis == 0:
             codes = np.moveaxis(codes, 0, -1)
-        np.testing.assert_array_equal(
-            codes.reshape(kernel.shape)
-            * scale.reshape(kernel.shape[-2:] if tensor.quantization.axis == 3 else (-1,)),
-            kernel,
-        )
+        step = scale.reshape(kernel.shape[-2:] if tensor.quantization.axis == 3 else (-1,))
+        off = kernel / step - codes.reshape(kernel.shape)
+        # Weights keep what training can go on from: their place in the code's cell, off its ties,
+        # and inside the range, where the gradient passes.
+        assert 0 < np.abs(off).max() < 0.46
+        assert (np.abs(kernel) <= 7.00001 * step).all()
 
 
 @pytest.mark.parametrize("kind", ["one image", "black", "dead channel", "tiny"])

@@ -175,7 +175,7 @@ def clamps_gradients(x, upstream, bounds, one, activation):
         code_high = min(highest, int(zero_point) + int(np.rint(np.float32(6) / scale)))
     low, high = (np.float32(code - zero_point) * scale for code in (code_low, code_high))
     of_x = np.where((low <= x) & (x <= high), upstream, 0)
-    of_minimum = upstream[x < low].sum() if code_low == lowest else 0
+    of_minimum = upstream[x < low].sum() if activation is None else 0
     of_maximum = upstream[x > high].sum() if code_high == highest else 0
     return of_x, of_minimum, of_maximum, low, high
 
