@@ -56,7 +56,8 @@ def compare(config: Config) -> dict:
         facts = tflite_file.read_manifest(content)
     else:
         keras_model, facts = manifest.load_model(config.model)
-        content = tflite_file.write(lowering.lower(keras_model))
+        lowered = lowering.lower(keras_model)
+        content = tflite_file.write(lowered)
     graph = tflite_file.read(content, config.model)
     if min(config.limit, config.op_images) < 1:
         raise ValueError(
@@ -106,7 +107,7 @@ def compare(config: Config) -> dict:
             agree += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
             codes_seen.update(np.unique(outputs["xnnpack"]).tolist())
             if keras_model is not None and total < config.op_images:
-                operations = _merged(operations, compare_operations(keras_model, graph, x))
+                operations = _merged(operations, compare_operations(keras_model, lowered, x))
             total += len(x)
             update(total)
     if operations:
@@ -222,7 +223,7 @@ def compare_operations(model, graph: integer_graph.IntegerGraph, x: np.ndarray) 
 
     def real(name):
         tensor = graph.tensors[name]
-        return affine.dequantize(codes[name], tensor.scale, tensor.zero_point)
+        return affine.dequantize(codes[name], tensor.network_scale, tensor.zero_point)
 
     # A value is the name of a tensor of the graph, or what a layer computed before its quantizer.
     values: dict[int, str | np.ndarray | None] = dict.fromkeys(trace.inputs)
@@ -244,7 +245,8 @@ def compare_operations(model, graph: integer_graph.IntegerGraph, x: np.ndarray) 
             name = call.name
         values[call.output] = name
         tensor = graph.tensors[name]
-        ours = np.clip(np.rint(y / tensor.scale) + tensor.zero_point, -128, 127).astype(np.int64)
+        ours = np.rint(y / tensor.network_scale) + tensor.zero_point
+        ours = np.clip(ours, -128, 127).astype(np.int64)
         difference = np.abs(ours - codes[name])
         rows.append(
             {

@@ -13,6 +13,10 @@ some of ours.  Each cell runs ptq.quantize, export.tflite where an integer file 
 Its row, with the commands, goes to OUTPUT_DIR/whitepaper.csv at once: a second run measures only what
 is missing there.  The table is written to OUTPUT_DIR/whitepaper_table_N.md.
 
+Columns that train (tables 4 to 6) are measured where --training names images; labels are not looked
+at, the float network is the teacher.  A cell that is killed goes on where it was; the trained model
+and its curve stay in WORK_DIR.
+
 A networks file is TOML; paths in it, in --models, --dataset and --calibration may start at --root:
 
     [[network]]
@@ -27,14 +31,11 @@ import hashlib
 import json
 import os
 import pathlib
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
-import lowbit
-from eval import networks, published
+from eval import networks, processes, published
 from lowbit import cli, files, results, spec
 from lowbit.data import datasets
 
@@ -45,14 +46,20 @@ from lowbit.data import datasets
 class Column:
     """How a column is measured: a scheme, and further flags of ptq.quantize."""
 
-    scheme: str | None  # None: shown as published only, for it needs training
+    scheme: str | None  # None: shown as published only
     options: tuple[str, ...] = ()
     value: str = "top1"  # which figure of the row the table shows
+    training: tuple[str, ...] | None = None  # flags of qat.train, which goes on from the quantized
 
 
 FLOAT = Column("float")
 FAST, ACCURATE = ("--recipe=fast",), ("--recipe=accurate",)
 EQUALIZED = ("--corrections=equalization,bias_empirical", "--calibrator=auto")
+# Of qat.train, chosen by the KL to the float network on calibration images that were left out.
+DISTILLED = ("--distill", "--optimizer=adam", "--batch_size=24", "--range_mode=frozen")
+EIGHT_BITS = (*DISTILLED, "--learning_rate=1e-6", "--epochs=1")
+FOUR_BITS = (*DISTILLED, "--learning_rate=1e-5", "--epochs=3")
+FOUR_BIT_ACTIVATIONS = (*DISTILLED, "--learning_rate=1e-5", "--epochs=3")
 # The paper's columns in its order, then ours.
 COLUMNS = {
     1: {"params_millions": Column("float", value="params_millions"), "float": FLOAT},
@@ -72,25 +79,29 @@ COLUMNS = {
         "sym_per_channel_accurate": Column("w8a8", ACCURATE),
         "sym_per_layer": Column("w8a8_per_tensor"),
         "sym_per_layer_equalized": Column("w8a8_per_tensor", EQUALIZED),
+        "sym_per_layer_accurate": Column("w8a8_per_tensor", ACCURATE),
     },
     4: {
         "asym_per_layer": Column("w8a8_per_tensor_asymmetric"),
         "sym_per_channel": Column("w8a8"),
-        "asym_per_layer_qat": Column(None),
-        "sym_per_channel_qat": Column(None),
+        "asym_per_layer_qat": Column("w8a8_per_tensor_asymmetric", ACCURATE, training=EIGHT_BITS),
+        "sym_per_channel_qat": Column("w8a8", FAST, training=EIGHT_BITS),
         "float": FLOAT,
+        "sym_per_channel_fast": Column("w8a8", FAST),
+        "sym_per_layer_accurate": Column("w8a8_per_tensor", ACCURATE),
+        "sym_per_layer_qat": Column("w8a8_per_tensor", ACCURATE, training=EIGHT_BITS),
     },
     5: {
         "asym_per_layer": Column("w4a8_per_tensor_asymmetric"),
         "sym_per_channel": Column("w4a8"),
-        "sym_per_channel_qat": Column(None),
+        "sym_per_channel_qat": Column("w4a8", ACCURATE, training=FOUR_BITS),
         "float": FLOAT,
         "sym_per_channel_accurate": Column("w4a8", ACCURATE),
     },
     6: {
         "sym_per_channel": Column("w8a4"),
-        "sym_per_channel_qat": Column(None),
-        "sym_per_channel_qat_w4a8": Column(None),
+        "sym_per_channel_qat": Column("w8a4", FAST, training=FOUR_BIT_ACTIVATIONS),
+        "sym_per_channel_qat_w4a8": Column("w4a8", ACCURATE, training=FOUR_BITS),
         "float": FLOAT,
     },
 }
@@ -136,6 +147,9 @@ class Config:
     limit: int | None = cli.field(None, "Images to measure on, the first ones; default all.")
     crop: float = cli.field(
         1.0, "Central part of each image's sides; the paper's figures are with TF-slim's 0.875."
+    )
+    training: str | None = cli.field(
+        None, "Images for the columns that train, from one source or several with commas between."
     )
     calibration_images: int = cli.field(100, "Images to calibrate on.")
     recipe_images: int | None = cli.field(
@@ -187,8 +201,19 @@ class Cell:
 IDENTITY = (
     *("model", "weights", "alpha", "input_size", "preprocess", "scheme", "options", "runtime"),
     *("dataset", "split", "images", "crop"),
-    *("calibration", "calibration_images", "seed", "versions"),
+    *("calibration", "calibration_images", "seed", "training", "training_options", "versions"),
 )
+# What the steps of a cell that trains measure beyond accuracy: {tool: {its column: ours}}.
+FURTHER = {
+    "qat.train": {"steps": "steps", "training_seconds": "training_seconds"},
+    "export.check": {"faults": "faults"},
+    "eval.parity": {
+        "images": "parity_images",
+        "simulator_xnnpack_differing": "xnnpack_differing",
+        "simulator_reference_differing": "reference_differing",
+        "keras_op_worst_lsb": "keras_op_worst_lsb",
+    },
+}
 
 
 def tabulate(config: Config) -> dict:
@@ -216,7 +241,7 @@ def tabulate(config: Config) -> dict:
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
             print(
                 f"cell {number} of {len(plan)}, {minutes}:{seconds:02d}: {cell.network.row}, "
-                f"{cell.name} ({' '.join([cell.column.scheme, *cell.column.options])})",
+                f"{cell.name} ({_means(cell.column)})",
                 file=sys.stderr,
             )
             same = measure(config, cell, broken)
@@ -280,9 +305,18 @@ def cells(
     dataset = networks.located(config.dataset, config.root)
     split = config.split or datasets.default_split(dataset)
     images = len(datasets.open_dataset(networks.real(dataset, config.root), split))
-    chosen = {name: column for name, column in columns.items() if column.scheme is not None}
+    chosen = {
+        name: column
+        for name, column in columns.items()
+        if column.scheme is not None and (column.training is None or config.training is not None)
+    }
     if not chosen:
-        raise ValueError(f"--columns={config.columns}: nothing to measure, these need training")
+        raise ValueError(f"--columns={config.columns}: nothing to measure, these need --training")
+    training = None
+    if config.training is not None:
+        sources = networks.split(config.training, "--training")
+        training = ",".join(networks.located(source, config.root) for source in sources)
+        datasets.open_pictures(networks.real(training, config.root), "train_whole")
     calibration, available = None, 0
     if config.calibration is not None:
         calibration = networks.located(config.calibration, config.root)
@@ -313,6 +347,8 @@ def cells(
                     "calibration_images": min(count or config.calibration_images, available),
                     "seed": config.seed,
                 }
+            if column.training is not None:
+                identity |= {"training": training, "training_options": " ".join(column.training)}
             text = {
                 field: "" if identity.get(field) is None else str(identity[field])
                 for field in IDENTITY
@@ -331,6 +367,10 @@ def _is_exported(column):
     if column.scheme == "float":
         return False
     return spec.why_simulated_only(spec.scheme(column.scheme)) is None
+
+
+def _means(column):
+    return " ".join([column.scheme, *column.options, *(column.training or ())])
 
 
 # Rows
@@ -384,13 +424,34 @@ def _at(row, cell):
 # Measuring
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command, and the file by which a cell that was interrupted knows that it has run."""
+
+    command: Sequence[str]
+    makes: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The commands of a cell."""
+
+    outputs: str  # file of the network's float outputs, all its cells' reference
+    float_command: Sequence[str]  # that writes it
+    further: Sequence[Step] = ()
+    made: Sequence[str] = ()  # files that go when the cell is measured
+
+    def commands(self) -> list[Sequence[str]]:
+        return [self.float_command, *(step.command for step in self.further)]
+
+
 def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
     """Runs a cell's commands; returns its row, whose `status` is "ok" or says what failed.
 
     Args:
       broken: network: what failed, where its float model cannot be measured; added to.
     """
-    outputs, float_command, commands, made = steps(config, cell)
+    plan = steps(config, cell)
     row = {
         "top1": None,
         "top1_standard_error": None,
@@ -404,45 +465,55 @@ def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
         "status": "ok",
         "seconds": 0.0,
         "peak_mib": 0,
-        "commands": " && ".join(map(shown, [float_command, *commands])),
+        "commands": " && ".join(map(processes.shown, plan.commands())),
     }
-    name = cell.network.row
+    name, log = cell.network.row, os.path.join(config.work_dir, "log.txt")
     try:
         if name in broken:
-            raise StepFailedError(broken[name])
+            raise processes.StepFailedError(broken[name])
         last = None
         # The float outputs are the reference of all cells of a network: computed once.
-        if not commands or not os.path.exists(outputs):
+        if not plan.further or not os.path.exists(plan.outputs):
             try:
-                last, seconds, peak = run(config, float_command)
-            except StepFailedError as error:
+                last, seconds, peak = processes.run(plan.float_command, config.root, log)
+            except processes.StepFailedError as error:
                 broken[name] = f"float: {error}"
                 raise
-            if not commands:
+            if not plan.further:
                 row |= {"seconds": seconds, "peak_mib": peak}
-        for command in commands:
-            last, seconds, peak = run(config, command)
+        for step in plan.further:
+            if step.makes is not None and os.path.exists(step.makes):
+                continue
+            last, seconds, peak = processes.run(_resumed(step.command), config.root, log)
             row |= {"seconds": row["seconds"] + seconds, "peak_mib": max(row["peak_mib"], peak)}
+            names = FURTHER.get(step.command[0], {}) if cell.column.training is not None else {}
+            row |= {ours: last[name] for name, ours in names.items()}
         if last["images"] != int(cell.identity["images"]):
-            raise StepFailedError(f"{last['images']} images were measured")
+            raise processes.StepFailedError(f"{last['images']} images were measured")
         wanted = [key for key, value in row.items() if value is None]
         row |= {key: last.get(key) for key in wanted}
-        if commands:
+        if plan.further:
             row["parameters"] = None  # the quantizers' variables are no parameters of the network
-    except StepFailedError as error:
+    except processes.StepFailedError as error:
         row["status"] = f"failed: {error}"
     finally:
-        for path in made:
+        for path in plan.made:
             pathlib.Path(path).unlink(missing_ok=True)
     row["seconds"] = round(row["seconds"], 1)
     return row
 
 
-def steps(config: Config, cell: Cell) -> tuple[str, list[str], list[list[str]], list[str]]:
-    """Returns (file of float outputs, command that writes it, further commands, files they make).
+def _resumed(command):
+    """Returns a training command with --resume where its folder holds a run."""
+    folder = next((word for word in command if word.startswith("--output_dir=")), "=")
+    if command[0] != "qat.train":
+        return command
+    begun = os.path.exists(os.path.join(folder.partition("=")[2], "config.json"))
+    return [*command, "--resume"] if begun else command
 
-    A command is a module and its flags, with $ROOT where --root stands.
-    """
+
+def steps(config: Config, cell: Cell) -> Steps:
+    """Returns the commands of a cell: modules and their flags, with $ROOT where --root stands."""
     network, identity = cell.network, cell.identity
     names = ("model", "weights", "alpha", "input_size", "preprocess")
     model = [f"--{name}={identity[name]}" for name in names if identity[name]]
@@ -454,15 +525,16 @@ def steps(config: Config, cell: Cell) -> tuple[str, list[str], list[list[str]], 
     images.append(f"--output_dir={config.work_dir}")
     # A name of its own for all that decides the float outputs.
     further = ("dataset", "split", "images", "crop", "versions")
-    decides = [identity[name] for name in (*names, *further)]
-    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:8]
+    digest = _digest(identity, (*names, *further))
     outputs = f"{config.work_dir}/{network.row}.float.{digest}.npz"
     float_command = ["eval.accuracy", *model, *images, f"--save_outputs={outputs}"]
     if cell.column.scheme == "float":
-        return outputs, float_command, [], []
+        return Steps(outputs, float_command)
     chosen = "".join("." + option.partition("=")[2] for option in cell.column.options)
     stem = f"{config.work_dir}/{network.row}.{cell.column.scheme}{chosen.replace(',', '+')}"
-    made = [f"{stem}.keras"]
+    if cell.column.training is not None:
+        stem = f"{stem}.{_digest(identity, IDENTITY)}"
+    quantized = f"{stem}.keras"
     quantize = ["ptq.quantize", *model, f"--scheme={cell.column.scheme}", *cell.column.options]
     if identity["calibration"]:
         quantize += [
@@ -472,66 +544,43 @@ def steps(config: Config, cell: Cell) -> tuple[str, list[str], list[list[str]], 
         ]
     else:
         quantize.append(f"--dataset={identity['dataset']}")  # of which it reads no image
-    commands = [[*quantize, f"--output={made[0]}"]]
+    quantize.append(f"--output={quantized}")
+    file, made = f"{stem}.tflite", [quantized]
+    convert = Step(["export.tflite", f"--model={quantized}", f"--output={file}"])
+    if cell.column.training is None:
+        commands = [Step(quantize)]
+        if identity["runtime"] == "litert":
+            commands.append(convert)
+    else:
+        made = []  # hours of work
+        quantized, start = f"{stem}/qat.keras", quantized
+        train = ["qat.train", *model, f"--scheme={cell.column.scheme}", f"--start={start}"]
+        train += [f"--dataset={identity['training']}", f"--val_dataset={identity['dataset']}"]
+        bits = tuple(f"--{name}=" for name in spec.BITS_FLAGS)
+        train += [option for option in cell.column.options if option.startswith(bits)]
+        train += [*cell.column.training, f"--output_dir={stem}", "--limit=100"]
+        commands = [Step(quantize, makes=start), Step(train)]
+        if identity["runtime"] == "litert":
+            convert.command[1] = f"--model={quantized}"
+            compare = ["eval.parity", f"--model={quantized}", f"--dataset={identity['dataset']}"]
+            compare += [f"--split={identity['split']}", "--limit=20"]
+            commands += [
+                convert,
+                Step(["export.check", f"--model={file}"]),
+                Step([*compare, f"--output_dir={config.work_dir}"]),
+            ]
     if identity["runtime"] == "litert":
-        made.append(f"{stem}.tflite")
-        commands.append(["export.tflite", f"--model={made[0]}", f"--output={made[1]}"])
-    commands.append(["eval.accuracy", f"--model={made[-1]}", *images, f"--reference={outputs}"])
-    return outputs, float_command, commands, made
+        quantized = file
+        made.append(file)
+    commands.append(
+        Step(["eval.accuracy", f"--model={quantized}", *images, f"--reference={outputs}"])
+    )
+    return Steps(outputs, float_command, commands, made)
 
 
-class StepFailedError(Exception):
-    """A command of a cell ended with an error; the message is its last line on stderr."""
-
-
-def run(config: Config, command: Sequence[str]) -> tuple[dict, float, int]:
-    """Runs `python -m command`; returns (its result row, seconds, peak memory in MiB).
-
-    Its stderr goes to WORK_DIR/log.txt.
-
-    Raises:
-      StepFailedError: where it ends with an error.
-    """
-    start = time.monotonic()
-    # The same checkout as this process's, from whatever folder it runs.
-    home = str(pathlib.Path(lowbit.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    arguments = [sys.executable, "-m", *(networks.real(word, config.root) for word in command)]
-    with open(os.path.join(config.work_dir, "log.txt"), "a+b") as log:
-        log.write(f"$ {shown(command)}\n".encode())
-        log.flush()
-        begin = log.tell()
-        process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=log, env=os.environ | {"PYTHONPATH": path}
-        )
-        with process:
-            try:
-                output = process.stdout.read().decode()
-                _, status, usage = os.wait4(process.pid, 0)
-            except BaseException:
-                process.kill()
-                raise
-            process.returncode = os.waitstatus_to_exitcode(status)
-        log.seek(begin)
-        lines = log.read().decode(errors="replace").strip().splitlines()
-    if process.returncode < 0:
-        raise StepFailedError(f"{command[0]} was killed by signal {-process.returncode}")
-    if process.returncode:
-        message = lines[-1].removeprefix("error: ") if lines else "no message"
-        if config.root is not None and os.path.isabs(config.root):
-            message = message.replace(config.root.rstrip("/"), "$ROOT")
-        raise StepFailedError(f"{command[0]}: {message}")
-    row = json.loads(output.strip().splitlines()[-1])
-    return row, time.monotonic() - start, usage.ru_maxrss // 1024
-
-
-def shown(command: Sequence[str]) -> str:
-    """Returns a command as a shell takes it, $ROOT expanded and nothing else."""
-    words = [
-        word if re.fullmatch(r"[\w@%+=:,./$-]+", word) else f'"{word}"'
-        for word in ["python", "-m", *command]
-    ]
-    return " ".join(words)
+def _digest(identity, names):
+    decides = json.dumps([identity[name] for name in names])
+    return hashlib.sha256(decides.encode()).hexdigest()[:8]
 
 
 # Showing

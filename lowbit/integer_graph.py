@@ -51,6 +51,15 @@ class Tensor:
     dtype: str  # NumPy's name: "int8", "uint8", "int16", "int32", "int64", "float32"
     quantization: Quantization | None = None
     data: np.ndarray | None = None
+    # What 1 of the network that this was lowered from is here.  Activations of fewer than 8 bits are
+    # scaled so that RELU6 leaves exactly their codes; the weights around them make up for it.  A
+    # file does not hold it.
+    unit: float = 1.0
+
+    @property
+    def network_scale(self) -> np.float32:
+        """The single scale, float32, in the units of the network that this was lowered from."""
+        return np.float32(np.float64(self.scale) / self.unit)
 
     @property
     def scale(self) -> np.float32:

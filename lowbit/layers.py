@@ -36,8 +36,9 @@ STATISTICS_CODES = 16
 
 # minmax: of the kernel, each time.  stored: as PTQ set it.  trainable: moved by the gradient.
 WEIGHT_RANGES = ("minmax", "stored", "trainable")
-# The gradient's way through rounding in training, beyond quantizers.METHODS.
-WEIGHT_METHODS = (*quantizers.METHODS, "binary", "ternary")
+# The gradient's way through rounding in training, beyond quantizers.METHODS.  "gains" keeps the codes:
+# Q(w) * gain, a gain for each scale, is smooth, and no weight jumps between two codes.
+WEIGHT_METHODS = (*quantizers.METHODS, "binary", "ternary", "gains")
 
 # How training folds batch norm before it is frozen: see `_call_with_batch_statistics` and
 # `_call_without_correction`.
@@ -125,6 +126,10 @@ class _QuantizedWeights:
             )
         if self.weight_method == "stochastic":
             self.seeds = keras.random.SeedGenerator()
+        if self.weight_method == "gains":
+            shape = (self.output_channels(),) if self._per_channel() else (1,)
+            self.kernel_gain = self.add_weight(name="kernel_gain", shape=shape, initializer="ones")
+            self.kernel.trainable = False
         if self.batch_norm is None:
             return
         channels = (self.output_channels(),)
@@ -215,6 +220,11 @@ class _QuantizedWeights:
         quantized = fakequant.fake_quantize_weights(flat, scale, zero_point, self.weight_spec)
         return ops.reshape(quantized, kernel.shape)
 
+    def gains(self):
+        """Returns the learnt factor of each channel, (channels,), positive."""
+        gain = ops.maximum(self.kernel_gain, 1e-3)
+        return gain if self._per_channel() else ops.broadcast_to(gain, (self.output_channels(),))
+
     def _bounds(self, kernel):
         """Returns the range of a folded kernel, with its gradient where it has one."""
         if self.weight_range != "minmax":
@@ -234,6 +244,9 @@ class _QuantizedWeights:
             self.add_loss(self.dampening * ops.sum(ops.square(off)))
         if self.weight_method == "ste":
             return self.quantize_kernel(kernel, scale, zero_point)
+        if self.weight_method == "gains":
+            codes = ops.stop_gradient(self.quantize_kernel(kernel, scale, zero_point))
+            return self.scale_channels(codes, self.gains())
         flat = ops.reshape(kernel, (-1, self.output_channels()))
         if self.weight_method in binary.METHODS:
             values, _ = binary.METHODS[self.weight_method](flat, self._per_channel())

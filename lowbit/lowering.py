@@ -2,6 +2,13 @@
 
 An operation that computes new values waits for the ActivationQuantizer behind it, which gives its
 output's scale, zero point and fused activation; one that moves values keeps its input's.
+
+Activations of fewer than 8 bits lie in int8 as well, where a kernel clamps them to their codes: RELU6
+with a scale of 6 / steps does.  A range [0, c] behind a ReLU is measured in another unit for that,
+
+    scale' = 6 / steps      unit = scale' / scale      weight scale' = weight scale * unit_out / unit_in
+
+with the same codes and, but for the last bit, the same multipliers.
 """
 
 import dataclasses
@@ -24,6 +31,7 @@ class _Pending:
     """An operation whose output's scale is not known yet; `finish` adds its node."""
 
     finish: Callable[[integer_graph.Tensor, str | None], None]
+    unit: float | None = None  # of its output; None: any, its weights make up for it
 
 
 class _Builder:
@@ -86,35 +94,74 @@ def lower(model: keras.Model, description: str = "") -> integer_graph.IntegerGra
     for value in trace.outputs:
         if not isinstance(values[value], integer_graph.Tensor):
             raise UnsupportedModelError(f"output {len(outputs)} of {model.name} is not quantized")
+        _in_network_units(values[value], f"output {len(outputs)} of {model.name}")
         outputs.append(values[value].name)
     return integer_graph.IntegerGraph(
         builder.tensors, tuple(builder.nodes), tuple(inputs), tuple(outputs), "main", description
     )
 
 
-def _activation_tensor(name, shape, scale, zero_point):
+def _activation_tensor(name, shape, scale, zero_point, unit=1.0):
     quantization = integer_graph.Quantization(
         np.asarray([scale], np.float32), np.asarray([zero_point], np.int64)
     )
-    return integer_graph.Tensor(name, tuple(shape), "int8", quantization)
+    return integer_graph.Tensor(name, tuple(shape), "int8", quantization, unit=unit)
+
+
+def _in_network_units(tensor, reader):
+    """Refuses a tensor in other units than the network's where `reader` has no weights to scale."""
+    if tensor.unit != 1:
+        raise UnsupportedModelError(
+            f"{reader} reads {tensor.name}, whose few bits need a unit of their own: give that layer 8 "
+            f"bits (--override={tensor.name}=w8a8); as it is it can be simulated only"
+        )
 
 
 def _finish(builder, call, argument, shape):
     if call.keywords.get("slot", 0) is None or isinstance(argument, integer_graph.Tensor):
         return argument  # quantized before, by the same range
     spec = call.layer.spec
-    if spec is None or spec.bits != 8:
+    if spec is None or spec.bits > 8:
         raise UnsupportedModelError(
             f"quantizer {call.layer.name} leaves "
-            f"{'float' if spec is None else f'{spec.bits}-bit'} activations; export takes 8-bit ones "
-            "(schemes w8a8, w4a8 and the like), this scheme can be simulated only"
+            f"{'float' if spec is None else f'{spec.bits}-bit'} activations; export takes those of 8 "
+            "bits (schemes w8a8, w4a8 and the like) and, behind a ReLU, fewer; this scheme can be "
+            "simulated only"
         )
     scale, zero_point = call.layer.scale_and_zero_point()
     label = call.keywords.get("label") or call.layer.name
-    tensor = _activation_tensor(label, shape, scale, int(zero_point))
+    activation, unit = call.keywords.get("activation"), argument.unit
+    if spec.bits < 8:
+        activation, unit = _clamp(label, spec, scale, int(zero_point), activation, unit)
+    unit = 1.0 if unit is None else unit
+    tensor = _activation_tensor(label, shape, np.float64(scale) * unit, int(zero_point), unit)
     builder.add(tensor)
-    argument.finish(tensor, call.keywords.get("activation"))
+    argument.finish(tensor, activation)
     return tensor
+
+
+def _clamp(label, spec, scale, zero_point, activation, unit):
+    """Returns the activation function whose clamp leaves the codes of `spec`, and the unit it needs.
+
+    Raises:
+      UnsupportedModelError: where there is none.
+    """
+    lowest, highest = affine.integer_bounds(spec)
+    if activation is None:
+        raise UnsupportedModelError(
+            f"layer {label} leaves {spec.bits}-bit activations with no ReLU behind it; int8 kernels "
+            f"would use all their 8 bits: give it those (--override={label}=w8a8, or --ends and "
+            "--additions), as it is it can be simulated only"
+        )
+    if activation == "relu6" and unit in (None, 1.0) and zero_point + np.rint(6 / scale) <= highest:
+        return activation, 1.0
+    if unit is not None:  # of an addition: what it reads decides
+        raise UnsupportedModelError(
+            f"layer {label} leaves {spec.bits}-bit activations, but has no weights that could scale "
+            "them to a clamp at 6; give it 8 bits (--additions=w8a8), as it is it can be simulated only"
+        )
+    clamped = affine.round_scale(np.float32(6 / (highest - zero_point)))
+    return "relu6", float(np.float64(clamped) / np.float64(scale))
 
 
 # --- operations that compute new values ---------------------------------------------------------
@@ -130,8 +177,11 @@ def _lower_weighted(op):
         def finish(output, activation):
             layer = call.layer
             weights, weight_scale, bias, bias_scale = integer_weights(
-                layer, tensor.scale, output.scale
+                layer, tensor.network_scale, output.network_scale
             )
+            if (tensor.unit, output.unit) != (1.0, 1.0):
+                weight_scale = np.float32(weight_scale * (output.unit / tensor.unit))
+                bias_scale = tensor.scale * weight_scale
             axis = None
             if weight_scale.size > 1:
                 axis = 3 if op == "DEPTHWISE_CONV_2D" else 0
@@ -218,11 +268,15 @@ def _lower_add(builder, call, arguments, shape):
             f"layer {call.name} adds {len(arguments)} tensors; TFLite's integer ADD takes 2"
         )
 
+    unit, other = (tensor.unit for tensor in arguments)
+    if unit != other:
+        _in_network_units(max(arguments, key=lambda tensor: tensor.unit != 1), f"layer {call.name}")
+
     def finish(output, activation):
         names = [tensor.name for tensor in arguments]
         builder.node("ADD", call.name, names, output, activation=_ACTIVATION_NAMES[activation])
 
-    return _Pending(finish)
+    return _Pending(finish, unit)
 
 
 def _lower_mean(builder, call, arguments, shape):
@@ -234,11 +288,12 @@ def _lower_mean(builder, call, arguments, shape):
         inputs = [arguments[0].name, axes]
         builder.node("MEAN", call.name, inputs, output, keep_dims=bool(call.layer.keepdims))
 
-    return _Pending(finish)
+    return _Pending(finish, arguments[0].unit)
 
 
 def _lower_softmax(builder, call, arguments, shape):
     del shape
+    _in_network_units(arguments[0], f"layer {call.name}")
 
     def finish(output, activation):
         del activation
@@ -252,7 +307,9 @@ def _lower_softmax(builder, call, arguments, shape):
 
 def _moved(builder, call, source, shape):
     """Returns the output tensor of an operation that hands on its input's codes or some of them."""
-    return builder.add(_activation_tensor(call.name, shape, source.scale, source.zero_point))
+    return builder.add(
+        _activation_tensor(call.name, shape, source.scale, source.zero_point, source.unit)
+    )
 
 
 def _lower_pool(op):
@@ -275,10 +332,10 @@ def _lower_pool(op):
 
 
 def _lower_concatenate(builder, call, arguments, shape):
-    scales = {(float(tensor.scale), tensor.zero_point) for tensor in arguments}
+    scales = {(float(tensor.scale), tensor.zero_point, tensor.unit) for tensor in arguments}
     if len(scales) != 1:
         raise UnsupportedModelError(
-            f"layer {call.name} joins tensors of different scale and zero point {sorted(scales)}"
+            f"layer {call.name} joins tensors of different scale, zero point and unit {sorted(scales)}"
         )
     output = _moved(builder, call, arguments[0], shape)
     names = [tensor.name for tensor in arguments]
@@ -317,6 +374,8 @@ def _lower_reshape(builder, call, arguments, shape):
 def _lower_relu(builder, call, arguments, shape):
     output = _moved(builder, call, arguments[0], shape)
     op = "RELU" if call.layer.max_value is None else "RELU6"
+    if op == "RELU6":
+        _in_network_units(arguments[0], f"layer {call.name}")
     builder.node(op, call.name, [arguments[0].name], output)
     return output
 

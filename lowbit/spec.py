@@ -196,6 +196,11 @@ def why_simulated_only(scheme: Scheme) -> str | None:
         return "an integer kernel needs integer weights and activations"
     if not scheme.weights.symmetric:
         return "the integer kernels take symmetric weights alone (zero point 0)"
-    if scheme.activations.bits != 8:
-        return f"export takes 8-bit activations, these have {scheme.activations.bits} bits"
+    if scheme.activations.bits > 8:
+        return f"export takes activations of at most 8 bits, these have {scheme.activations.bits}"
+    if scheme.activations.bits < 8:
+        return (
+            f"activations of {scheme.activations.bits} bits are exported behind a ReLU alone; with "
+            "--ends=w8a8 that may be all of them"
+        )
     return None

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 import tensorboard.summary
 from absl import logging
 
-from lowbit import checkpoint, layers, progress, quantizers
+from lowbit import checkpoint, layers, progress, quantizers, results
 from lowbit.data import pipeline
 from qat import losses
 
@@ -173,26 +174,37 @@ def _optimizer(settings, steps):
     return keras.optimizers.SGD(rate, settings.momentum, **options)
 
 
+def training_seconds(output_dir: pathlib.Path) -> float:
+    """Returns how long a run's stages trained, all its sessions together."""
+    last = {row["stage"]: float(row["seconds"]) for row in results.read_rows(_csv(output_dir))}
+    return sum(last.values())
+
+
+def _csv(output_dir):
+    return output_dir / "training.csv"
+
+
 class _Log:
     """The run's numbers: training.csv, and TensorBoard events."""
 
     def __init__(self, output_dir, stage, first_step):
-        path = output_dir / "training.csv"
-        rows = []
-        if path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file)][1:]
-        # What a killed run logged after its last checkpoint is computed again.
-        rows = [row for row in rows if row[0] != stage or int(row[1]) < first_step]
+        path = _csv(output_dir)
+        rows = results.read_rows(path)
+        # What a killed run logged after its last checkpoint is computed again, but took its time.
+        spent = [float(row["seconds"]) for row in rows if row["stage"] == stage]
+        rows = [row for row in rows if row["stage"] != stage or int(row["step"]) < first_step]
+        self.start = time.monotonic() - max(spent, default=0.0)
         self.file = open(path, "w", newline="")
         self.writer = csv.writer(self.file)
-        self.writer.writerow(["stage", "step", "loss", "learning_rate"])
-        self.writer.writerows(rows)
+        self.writer.writerow(["stage", "step", "loss", "learning_rate", "seconds"])
+        self.writer.writerows(row.values() for row in rows)
         self.stage = stage
         self.events = tensorboard.summary.Writer(str(output_dir / "tensorboard"))
 
     def add(self, step, loss, rate):
-        self.writer.writerow([self.stage, step, f"{loss:.6g}", f"{rate:.6g}"])
+        seconds = time.monotonic() - self.start
+        self.writer.writerow([self.stage, step, f"{loss:.6g}", f"{rate:.6g}", f"{seconds:.1f}"])
+        self.file.flush()  # to be watched, and kept where the run is killed
         self.events.add_scalar(f"{self.stage}/loss", loss, step=step)
         self.events.add_scalar(f"{self.stage}/learning_rate", rate, step=step)
 

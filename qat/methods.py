@@ -31,6 +31,7 @@ METHODS = {
     "stochastic": Method("stochastic", "stochastic", False, "moving"),
     "binary": Method("binary", "ste", False, "moving"),
     "ternary": Method("ternary", "ste", False, "moving"),
+    "gains": Method("gains", "lsq", False, "trainable"),
 }
 
 
@@ -55,6 +56,8 @@ def prepare(model: keras.Model, name: str, range_mode: str | None = None) -> ker
         if not isinstance(layer, layers.WEIGHTED) or layer.weight_spec is None:
             return {}
         changes = {"weight_method": method.weights}
+        if method.weights == "gains" and layer.weight_range == "minmax":
+            changes["weight_range"] = "stored"
         if method.weights in binary.METHODS:
             if layer.weight_spec.bits > 2:  # overridden: a first or last layer at 8 bits, say
                 return {}
@@ -72,6 +75,8 @@ def prepare(model: keras.Model, name: str, range_mode: str | None = None) -> ker
     for before, after in zip(*map(layers.weighted_layers, (model, trained)), strict=True):
         if after.weight_range == "trainable" and before.weight_range == "minmax":
             _first_range(after)
+        elif after.weight_range == "stored" and before.weight_range == "minmax":
+            after.store_observed_range()
     return trained
 
 
@@ -122,6 +127,11 @@ def plain(model: keras.Model) -> keras.Model:
             values, scale = binary.METHODS[before.weight_method](kernel, True)
             after.kernel.assign(ops.reshape(values, before.kernel.shape))
             after.store_range(-ops.convert_to_numpy(scale), ops.convert_to_numpy(scale))
+        elif before.weight_method == "gains":
+            gain = ops.convert_to_numpy(before.gains())
+            after.kernel.assign(before.scale_channels(before.kernel, gain))
+            bounds = (before.kernel_minimum, before.kernel_maximum)
+            after.store_range(*(ops.convert_to_numpy(x) * gain[: x.shape[0]] for x in bounds))
         elif before.weight_range == "trainable" and before.weight_spec.symmetric:
             high = np.maximum(ops.convert_to_numpy(before.kernel_maximum), 0)
             after.store_range(-high, high)

@@ -310,6 +310,7 @@ def train(config: Config) -> dict:
         "input_size": float_model.input_shape[1],
         "alpha": config.alpha or _small_alpha(config),
         "steps": steps,
+        "training_seconds": loop.training_seconds(output_dir),
         "output_dir": str(output_dir),
         "size_bytes": qat_path.stat().st_size,
         "seconds": round(time.monotonic() - start, 3),

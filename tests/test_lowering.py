@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from eval import parity
 from lowbit import (
     affine,
     calibration,
@@ -321,16 +322,63 @@ def test_gamma_zero_keeps_its_beta(quantized, randomize):
     assert compare(model, images, lowering.lower(model))["CONV_2D"][1] == 0
 
 
+# --- activations of fewer than 8 bits ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["w4a4", "w8a4", "w8a5", "w8a7_per_tensor"])
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0], ids="range times {}".format)
+def test_few_bits_behind_a_relu_run_in_int8(scheme, activation, factor, randomize, smooth_images):
+    """RELU6 clamps int8 to the codes of 4 bits; the weights around make up for its 6."""
+
+    def network(x):
+        x = conv_bn(6, activation=activation, padding="same")(x)
+        y = depthwise_bn(activation=activation, padding="same")(x)
+        y = L.MaxPooling2D(2)(L.Concatenate()([L.ZeroPadding2D(1)(y), L.ZeroPadding2D(1)(y)]))
+        y = conv_bn(12, 1, activation=activation)(y)
+        return L.Dense(5, name="logits")(L.Flatten()(y))
+
+    bits = spec.bits(scheme, ends="w8a8", overrides="logits=w8a8")
+    model = placement.place(randomize(functional_model(network)), bits)
+    images = smooth_images(24, channels=4, height=8, width=8)
+    calibration.calibrate(model, np.split(images, 2))
+    for quantizer in quantizers.activation_quantizers(model):
+        if quantizer.spec.bits < 8:
+            quantizer.maximum.assign(quantizer.maximum * factor)
+    graph = lowering.lower(model)
+    few = [
+        node.arguments.kwargs["label"]
+        for quantizer in quantizers.activation_quantizers(model)
+        for node in quantizer._inbound_nodes
+        if quantizer.spec.bits < 8
+    ]
+    units = {graph.tensors[name].unit for name in few}
+    # A range that reaches beyond ReLU6's clamp needs no other unit.
+    assert len(units) > 1 or (activation == "relu6" and units == {1.0})
+    codes = affine.quantize_input(
+        images, graph.tensors["input"].scale, graph.tensors["input"].zero_point, "int8"
+    )
+    for flavour in ("xnnpack", "reference"):
+        for row in parity.compare_nodes(graph, codes, flavour):
+            assert row["differing"] == 0, row
+    computed = kernels.run(graph, {"input": codes}, "xnnpack", outputs=few)
+    steps = 2 ** spec.scheme(scheme).activations.bits
+    for name in few:
+        assert 0.2 * steps < len(np.unique(computed[name])) <= steps, name
+    for row in parity.compare_operations(model, graph, images):
+        assert row["worst_lsb"] <= 1 and row["differing"] <= SHARE * row["codes"], row
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "scheme, message",
     [
-        ("w8a4", r"quantizer input_quantizer leaves 4-bit activations; export takes 8-bit ones"),
-        ("w8a16", r"quantizer input_quantizer leaves 16-bit activations; export takes 8-bit"),
+        ("w8a4", r"layer input leaves 4-bit activations with no ReLU behind it; .*=w8a8"),
+        ("w8a16", r"quantizer input_quantizer leaves 16-bit activations; export takes those of 8"),
         ("w8a8_asymmetric", r"layer conv has weights .*symmetric=False.*export takes symmetric"),
-        ("w8", "quantizer input_quantizer leaves float activations; export takes 8-bit"),
+        ("w8", "quantizer input_quantizer leaves float activations; export takes those of 8"),
         ("a8", "layer conv has weights None; export takes symmetric ones"),
         ("w8a8_per_tensor_asymmetric", r"layer conv has weights .*symmetric=False"),
     ],

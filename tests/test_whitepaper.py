@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import networks, published, whitepaper
+from eval import networks, processes, published, whitepaper
 from lowbit import manifest, results, spec
 from lowbit.data import datasets, pipeline, preprocess
 
@@ -160,7 +160,7 @@ def test_paths_under_the_root_are_written_so(tmp_path):
     assert networks.real("--dataset=$ROOT/train-*", root) == f"--dataset={root}/train-*"
     assert networks.located("digits", root) == "digits"
     assert networks.located("train-*", None) == "train-*"
-    command = whitepaper.shown(["eval.accuracy", "--dataset=$ROOT/train-*", "--limit=3"])
+    command = processes.shown(["eval.accuracy", "--dataset=$ROOT/train-*", "--limit=3"])
     assert command == 'python -m eval.accuracy "--dataset=$ROOT/train-*" --limit=3'
     echoed = subprocess.run(
         ["sh", "-c", f"ROOT={root}; echo {command}"],

@@ -1,0 +1,74 @@
+"""A tool's command in a process of its own: its result row, its seconds, its peak memory.
+
+A command is a list, a module and its flags, with $ROOT where the folder given as --root stands, so
+that what is recorded names no folder of one machine.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import lowbit
+from eval import networks
+
+
+class StepFailedError(Exception):
+    """A command ended with an error; the message is its last line on stderr."""
+
+
+def run(command: Sequence[str], root: str | None, log_path: str) -> tuple[dict, float, int]:
+    """Runs `python -m command`; returns (its result row, seconds, peak memory in MiB).
+
+    Args:
+      command: see above.
+      root: what $ROOT stands for.
+      log_path: the file to which the command and its stderr are appended.
+
+    Raises:
+      StepFailedError: where it ends with an error.
+    """
+    start = time.monotonic()
+    # The same checkout as this process's, from whatever folder it runs.
+    home = str(pathlib.Path(lowbit.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    arguments = [sys.executable, "-m", *(networks.real(word, root) for word in command)]
+    with open(log_path, "a+b") as log:
+        log.write(f"$ {shown(command)}\n".encode())
+        log.flush()
+        begin = log.tell()
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=log, env=os.environ | {"PYTHONPATH": path}
+        )
+        with process:
+            try:
+                output = process.stdout.read().decode()
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:
+                process.kill()
+                raise
+            process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(begin)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    if process.returncode < 0:
+        raise StepFailedError(f"{command[0]} was killed by signal {-process.returncode}")
+    if process.returncode:
+        message = lines[-1].removeprefix("error: ") if lines else "no message"
+        if root is not None and os.path.isabs(root):
+            message = message.replace(root.rstrip("/"), "$ROOT")
+        raise StepFailedError(f"{command[0]}: {message}")
+    row = json.loads(output.strip().splitlines()[-1])
+    return row, time.monotonic() - start, usage.ru_maxrss // 1024
+
+
+def shown(command: Sequence[str]) -> str:
+    """Returns a command as a shell takes it, $ROOT expanded and nothing else."""
+    words = [
+        word if re.fullmatch(r"[\w@%+=:,./$-]+", word) else f'"{word}"'
+        for word in ["python", "-m", *command]
+    ]
+    return " ".join(words)
