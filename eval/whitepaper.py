@@ -668,12 +668,12 @@ def page(config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
         "interpreter (litert) where an integer file can hold the scheme, else simulated in Keras. "
         "Other images than the paper's make other absolute figures: compare with the float column.",
         "",
-        *_markdown(*overview(config, plan, rows)),
+        *results.markdown(*overview(config, plan, rows)),
         "",
         "*minus float* is paired, image by image, with its standard error; KL in nats; *seconds* and "
         "*peak MiB* are of quantizing, export and measuring, without the float reference.",
         "",
-        *_markdown(
+        *results.markdown(
             [{title: _detail(name, row[name]) for name, title in DETAILS.items()} for row in rows],
             list(DETAILS.values()),
         ),
@@ -698,14 +698,6 @@ def _detail(name, value):
     if name in places:
         return f"{float(value):.{places[name]}f}"
     return value.replace("|", "\\|")
-
-
-def _markdown(rows, columns):
-    return [
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-        *("| " + " | ".join(row[name] for name in columns) + " |" for row in rows),
-    ]
 
 
 # Figures

@@ -168,7 +168,7 @@ class _QuantizedWeights:
         if not self._per_channel():
             return low[0], high[0]
         if self.batch_norm is not None:
-            factor = ops.stop_gradient(self.gamma / self._deviation())
+            factor = ops.stop_gradient(self.fold_factor())
             low, high = low * factor, high * factor
             low, high = ops.minimum(low, high), ops.maximum(low, high)
         return ops.convert_to_tensor(low), ops.convert_to_tensor(high)
@@ -186,6 +186,10 @@ class _QuantizedWeights:
         # The maximum changes nothing; it keeps TensorFlow's graph optimizer from turning a quotient
         # by a square root into a product with rsqrt, one bit off what NumPy and the file hold.
         return ops.maximum(deviation, 1e-30)
+
+    def fold_factor(self):
+        """Returns what batch norm multiplies the kernel's channels with, (channels,)."""
+        return self.gamma / self._deviation()
 
     def kernel_scale(self, kernel, bias=None, input_scale=None):
         """Returns float32 (scale, zero_point) for a folded kernel: scalars, or (channels,).
@@ -269,7 +273,7 @@ class _QuantizedWeights:
         bias = self.bias if self.use_bias else ops.zeros((self.output_channels(),))
         if self.batch_norm is None:
             return ops.convert_to_tensor(self.kernel), ops.convert_to_tensor(bias)
-        factor = self.gamma / self._deviation()
+        factor = self.fold_factor()
         kernel = self.scale_channels(self.kernel, factor)
         return kernel, self.beta + (bias - self.moving_mean) * factor
 

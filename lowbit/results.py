@@ -65,3 +65,12 @@ def table(rows: list[Mapping], columns: list[str]) -> str:
         for line in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
+    """Returns rows of text as the lines of a Markdown table."""
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(row[name] for name in columns) + " |" for row in rows),
+    ]

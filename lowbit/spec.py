@@ -99,7 +99,7 @@ def _scheme(name: str, weight_bits: int | None, activation_bits: int | None, **o
 
 
 WEIGHT_BITS = range(2, 9)
-ACTIVATION_BITS = (4, 5, 6, 7, 8, 16)
+ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 # How a name's end changes the weights: the columns of the whitepaper's Tables 2 and 3.
 _GRANULARITIES = {
     "": {},
@@ -133,7 +133,7 @@ SCHEMES = {
 }
 
 ALLOWED = (
-    "w8a8 and the like (weights of 2 to 8 bits, activations of 4 to 8 or 16), w8 (weights alone), a8 "
+    "w8a8 and the like (weights of 2 to 8 bits, activations of 2 to 8 or 16), w8 (weights alone), a8 "
     "(activations alone); weights with _per_tensor, _asymmetric or _per_tensor_asymmetric behind "
     "them; w8a8_dense_per_tensor; dynamic (simulated only)"
 )

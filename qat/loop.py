@@ -14,7 +14,7 @@ from absl import logging
 
 from lowbit import checkpoint, layers, progress, quantizers, results
 from lowbit.data import pipeline
-from qat import losses
+from qat import losses, rates
 
 
 class Stream:
@@ -92,6 +92,8 @@ class Settings:
     weight_decay: float = 0.0  # of convolution and dense kernels
     ema_decay: float | None = None  # of a moving average of the weights, kept beside them
     compiled: bool = False  # the whole step as one XLA program
+    warmup_steps: int = 0  # over which the rate grows to learning_rate
+    rate_unit: str = "one"  # or step: of the quantizers, see `rates`; adam alone
 
 
 def fit(
@@ -104,13 +106,13 @@ def fit(
     stage: str,
     phases: Phases | None = None,
     checkpoint_every: int = 100,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
     more_variables: Sequence = (),
 ) -> Callable[[], None]:
     """Trains the model in place for `steps` steps; goes on from the stage's checkpoint.
 
     Args:
-      after_step: called behind each step.
+      after_step: called behind each step with its number, the first one 1.
       more_variables: further ones that a checkpoint holds.
 
     Returns:
@@ -119,7 +121,7 @@ def fit(
     Raises:
       FloatingPointError: where the loss is not finite: names the step; the last checkpoint stays.
     """
-    optimizer = _optimizer(settings, steps)
+    optimizer = _optimizer(settings, steps, model)
     trainee = target.trainee(model)
     compiled = settings.compiled or keras.config.backend() != "tensorflow"
     trainee.compile(optimizer, target.losses, jit_compile=compiled)
@@ -150,7 +152,7 @@ def fit(
                         f"({settings.learning_rate})"
                     )
                 if after_step is not None:
-                    after_step()
+                    after_step(step + 1)
                 log.add(step, loss, float(np.asarray(optimizer.learning_rate)))
                 update(step + 1, f"loss {loss:.3f}")
                 if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
@@ -162,16 +164,20 @@ def fit(
     return lambda: optimizer.finalize_variable_values(learnt)
 
 
-def _optimizer(settings, steps):
-    rate = settings.learning_rate
+def _optimizer(settings, steps, model):
+    rate, warmup = settings.learning_rate, min(settings.warmup_steps, steps - 1)
     if settings.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+        begin = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else rate, max(steps - warmup, 1), **begin
+        )
     options = {"weight_decay": settings.weight_decay or None}
     if settings.ema_decay is not None:
         options |= {"use_ema": True, "ema_momentum": settings.ema_decay}
-    if settings.optimizer == "adam":
-        return keras.optimizers.Adam(rate, **options)
-    return keras.optimizers.SGD(rate, settings.momentum, **options)
+    if settings.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, settings.momentum, **options)
+    factors = rates.in_steps(model) if settings.rate_unit == "step" else None
+    return rates.Adam(rate, factors=factors, **options)
 
 
 def training_seconds(output_dir: pathlib.Path) -> float:

@@ -21,6 +21,7 @@ class Method:
     activations: str  # one of quantizers.METHODS
     learns_weight_ranges: bool
     range_mode: str  # of the activations, where --range_mode does not say
+    learns_alpha: bool = True  # DSQ's, else 0.2 throughout
 
 
 METHODS = {
@@ -28,6 +29,9 @@ METHODS = {
     "pact": Method("ste", "ste", False, "trainable"),
     "lsq": Method("lsq", "lsq", True, "trainable"),
     "dsq": Method("dsq", "dsq", True, "trainable"),
+    # Two of the rows of DSQ's Table 4: without learnt limits, and with alpha as it starts.
+    "dsq_alpha": Method("dsq", "dsq", False, "moving"),
+    "dsq_fixed": Method("dsq", "dsq", False, "moving", learns_alpha=False),
     "stochastic": Method("stochastic", "stochastic", False, "moving"),
     "binary": Method("binary", "ste", False, "moving"),
     "ternary": Method("ternary", "ste", False, "moving"),
@@ -77,7 +81,26 @@ def prepare(model: keras.Model, name: str, range_mode: str | None = None) -> ker
             _first_range(after)
         elif after.weight_range == "stored" and before.weight_range == "minmax":
             after.store_observed_range()
+    for _, _, alpha in _alphas(trained):
+        alpha.trainable = method.learns_alpha
     return trained
+
+
+def alphas(model: keras.Model) -> list[dict]:
+    """Returns what DSQ's alpha is in each layer: rows of layer, part and alpha; [] without DSQ."""
+    return [
+        {"layer": layer, "part": part, "alpha": float(ops.convert_to_numpy(alpha))}
+        for layer, part, alpha in _alphas(model)
+    ]
+
+
+def _alphas(model):
+    for layer in layers.weighted_layers(model):
+        if layer.weight_method == "dsq":
+            yield layer.name, "weights", layer.kernel_alpha
+    for quantizer in quantizers.activation_quantizers(model):
+        if quantizer.method == "dsq":
+            yield quantizer.name.removesuffix("_quantizer"), "activations", quantizer.alpha
 
 
 def _first_range(layer):

@@ -124,8 +124,7 @@ def _unfold(layer, values):
     if layer.batch_norm is None:
         return values
     ones = np.ones(layer.kernel.shape, np.float32)
-    deviation = np.sqrt(ops.convert_to_numpy(layer.moving_variance) + layer.batch_norm["epsilon"])
-    factor = ops.convert_to_numpy(layer.gamma) / deviation
+    factor = layer.fold_factor()
     scaled = ops.convert_to_numpy(layer.scale_channels(ops.convert_to_tensor(ones), factor))
     scaled = scaled.reshape(values.shape)
     return np.where(scaled == 0, 0, values / np.where(scaled == 0, 1, scaled)).astype(np.float32)

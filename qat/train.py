@@ -91,6 +91,13 @@ class Config:
     batch_size: int = cli.field(32, "Images a step.")
     learning_rate: float = cli.field(1e-3, "At its start.")
     optimizer: str = cli.field("sgd", "Which.", choices=("sgd", "adam"))
+    rate_unit: str = cli.field(
+        "one",
+        "Of --learning_rate: one, or a step of the quantizer that a variable goes through, with "
+        "adam: at 0.005 a weight moves by at most about 0.005 codes at a time, in every layer.",
+        choices=("one", "step"),
+    )
+    warmup_steps: int = cli.field(0, "Steps over which the rate grows; with the cosine schedule.")
     weight_decay: float = cli.field(0.0, "Of kernels, a step: as Keras' optimizers take it.")
     ema_decay: float | None = cli.field(
         None, "Keep a moving average of the weights with this decay, and save that."
@@ -163,11 +170,15 @@ class Config:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
         amounts = ("float_epochs", "weight_decay", "range_penalty", "dampening", "distill_features")
-        for name in (*amounts, "reestimate_batch_norm"):
+        for name in (*amounts, "reestimate_batch_norm", "warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must not be below 0")
         if self.temperature <= 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be above 0")
+        if self.rate_unit == "step" and self.optimizer != "adam":
+            raise ValueError("--rate_unit=step needs --optimizer=adam")
+        if self.warmup_steps and self.schedule != "cosine":
+            raise ValueError("--warmup_steps needs --schedule=cosine")
         if self.distill_features and not self.distill:
             raise ValueError("--distill_features needs --distill")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -230,7 +241,13 @@ def train(config: Config) -> dict:
             steps = math.ceil(epochs * len(training_images) / config.batch_size)
             _fit_batch_norm_momentum(float_model, steps)
             target = losses.labels(np.unique(training_images.labels), classes)
-            settings = _settings(config, config.float_learning_rate, "sgd", None)
+            settings = loop.Settings(
+                config.float_learning_rate,
+                schedule=config.schedule,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                compiled=config.xla,
+            )
             loop.fit(float_model, stream, steps, settings, target, output_dir, "float training")
         manifest.save_model(float_model, float_path, facts)
 
@@ -264,7 +281,17 @@ def train(config: Config) -> dict:
             target = losses.distillation(float_model, config.temperature, config.distill_features)
         else:
             target = losses.labels(np.unique(training_images.labels), classes)
-        settings = _settings(config, config.learning_rate, config.optimizer, config.ema_decay)
+        settings = loop.Settings(
+            config.learning_rate,
+            config.optimizer,
+            config.schedule,
+            config.momentum,
+            config.weight_decay,
+            config.ema_decay,
+            config.xla,
+            config.warmup_steps,
+            config.rate_unit,
+        )
         watch = None
         if config.oscillations != "ignore":
             threshold = stability.THRESHOLD if config.oscillations == "freeze" else None
@@ -279,7 +306,7 @@ def train(config: Config) -> dict:
             "QAT",
             phases,
             config.checkpoint_every,
-            after_step=watch.update if watch else None,
+            after_step=_watcher(quantized, watch, steps, output_dir / "alpha.csv"),
             more_variables=watch.variables() if watch else (),
         )
         if watch:
@@ -401,18 +428,6 @@ def _fit_batch_norm_momentum(model, steps):
 # --- training ------------------------------------------------------------------------------------
 
 
-def _settings(config, rate, optimizer, ema_decay):
-    return loop.Settings(
-        rate,
-        optimizer,
-        config.schedule,
-        config.momentum,
-        config.weight_decay,
-        ema_decay,
-        config.xla,
-    )
-
-
 def _range_mode(config):
     return config.range_mode or methods.METHODS[config.quantizer].range_mode
 
@@ -455,6 +470,22 @@ def _phases(config, steps, trained_here):
             0.05 ** (1 / observing),
         )
     return loop.Phases(config.quant_delay, freeze_batch_norm, freeze_range, decay)
+
+
+def _watcher(model, watch, steps, alpha_path):
+    """Returns what is called behind each step: counts oscillations, writes DSQ's alphas."""
+
+    def look(step):
+        if watch:
+            watch.update()
+        if step % max(steps // 50, 1) == 0 or step == steps:
+            found = [{"step": step} | row for row in methods.alphas(model)]
+            # A run that was killed comes by again.
+            kept = [row for row in results.read_rows(alpha_path) if int(row["step"]) < step]
+            if found:
+                results.write_rows(alpha_path, [*kept, *found])
+
+    return look
 
 
 def _settled(trained, config, stream):

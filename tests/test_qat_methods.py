@@ -15,7 +15,7 @@ from lowbit import (
     spec,
     tflite_file,
 )
-from qat import losses, methods, stability
+from qat import losses, methods, rates, stability
 
 
 def network(seed=0, residual=False):
@@ -92,8 +92,9 @@ def test_a_training_form_computes_learns_and_becomes_plain(name):
     before = methods.prepare(model, name)
     step(trained, 1e-4 if name == "lsq" else 0.05)
     moved = names_that_moved(before, trained)
-    kernels = {f"{layer}/kernel" for layer in ("conv0", "depthwise", "conv1", "logits")}
-    assert kernels <= moved
+    what = "kernel_gain" if name == "gains" else "kernel"
+    assert {f"{layer}/{what}" for layer in ("conv0", "depthwise", "conv1", "logits")} <= moved
+    assert name != "gains" or not any(path.endswith("/kernel") for path in moved)
     learns = {"pact": "relu0_quantizer/maximum", "lsq": "conv0/kernel_maximum"}
     learns |= {"dsq": "conv0/kernel_alpha", "ste": "relu0_quantizer/maximum"}
     assert name not in learns or learns[name] in moved
@@ -117,6 +118,65 @@ def test_a_training_form_computes_learns_and_becomes_plain(name):
             codes = [graph.tensors[i].data for i in node.inputs if i.endswith("/kernel")]
             for found in codes:
                 assert set(np.unique(found)) <= ({-1, 1} if name == "binary" else {-1, 0, 1})
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a8_per_tensor", "w3a8_asymmetric"])
+def test_gains_keep_the_codes(scheme):
+    model = methods.prepare(quantized(scheme), "gains")
+    before = {layer.name: codes(layer) for layer in layers.weighted_layers(model)}
+    x, labels = images(), np.arange(16) % 5
+    target = losses.labels(np.arange(5), 5)
+    trainee = target.trainee(model)
+    trainee.compile(rates.Adam(0.02), target.losses, jit_compile=False)
+    found = [float(trainee.train_on_batch(x, labels)) for _ in range(10)]
+    assert found[-1] < found[0]
+    saved = methods.plain(model)
+    for layer in layers.weighted_layers(saved):
+        np.testing.assert_array_equal(codes(layer), before[layer.name])
+        gain = np.array(model.get_layer(layer.name).gains())
+        assert np.abs(gain - 1).max() > 0.01
+    # What training saw but for the rounding of scales to 16 bits and of integer additions
+    np.testing.assert_allclose(outputs(saved), np.array(model(x, training=True)), atol=0.15)
+
+
+def codes(layer):
+    kernel = np.array(layer.folded()[0])
+    scale, zero_point = layer.numpy_scale(kernel)
+    return np.rint(kernel.reshape(-1, layer.output_channels()) / scale) + zero_point
+
+
+@pytest.mark.parametrize("name", ["ste", "lsq", "gains", "dsq"])
+@pytest.mark.parametrize("scheme", ["w4a4", "w8a8_per_tensor"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_rates_in_steps_of_the_quantizers(name, scheme, frozen):
+    """Adam's first update is its rate times the factor, whatever the gradient."""
+    model = methods.prepare(quantized(scheme), name, "trainable")
+    for layer in layers.weighted_layers(model):
+        layer.batch_norm_frozen = frozen
+    target = losses.labels(np.arange(5), 5)
+    trainee = target.trainee(model)
+    factors = rates.in_steps(model)
+    before = {v.path: np.array(v) for v in trainee.trainable_variables}
+    assert set(before) - set(factors) <= {path for path in before if "alpha" in path}
+    trainee.compile(rates.Adam(0.25, factors=factors), target.losses, jit_compile=False)
+    trainee.train_on_batch(images(), np.arange(16) % 5)
+    for variable in trainee.trainable_variables:
+        moved = np.abs(np.array(variable) - before[variable.path])
+        wanted = 0.25 * np.broadcast_to(factors.get(variable.path, 1.0), moved.shape)
+        # A gradient of zero moves nothing, a tiny one less (Adam's epsilon).
+        assert (moved <= 1.001 * wanted + 1e-6).all(), variable.path
+        if variable.name == "kernel":
+            assert (moved > 0.9 * wanted).mean() > 0.5
+    # The unit is a step of the codes, of every channel.
+    layer = model.get_layer("depthwise")
+    scale, _ = layer.numpy_scale(np.array(layer.folded()[0]))
+    factor = np.abs(np.array(layer.fold_factor()))
+    if name in ("ste", "lsq", "dsq") and factor.min() > 1e-3 * factor.max():
+        np.testing.assert_allclose(
+            factors[layer.kernel.path].reshape(-1) * factor,
+            np.broadcast_to(scale, factor.shape),
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("name", ["lsq", "dsq", "stochastic", "ste"])

@@ -71,6 +71,8 @@ def test_a_run_saves_three_models_and_says_what_they_reach(tmp_path, range_mode)
     with open(run / "training.csv", newline="") as file:
         logged = list(csv.DictReader(file))
     assert [int(line["step"]) for line in logged] == list(range(12))
+    seconds = [float(line["seconds"]) for line in logged]
+    assert seconds == sorted(seconds) and row["training_seconds"] == seconds[-1] > 0
 
     model, facts = manifest.load_model(run / "qat.keras")
     assert facts["preprocess"] == "tf"
@@ -211,6 +213,19 @@ def test_bad_input_is_one_clear_error(tmp_path, options, message):
 def test_impossible_settings_are_refused(field):
     with pytest.raises(ValueError, match=field):
         train.Config(**{field: -1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate_unit": "step"}, "--rate_unit=step needs --optimizer=adam"),
+        ({"warmup_steps": 3, "schedule": "constant"}, "--warmup_steps needs --schedule=cosine"),
+        ({"warmup_steps": -3}, "--warmup_steps is -3"),
+    ],
+)
+def test_flags_that_need_others_say_so(options, message):
+    with pytest.raises(ValueError, match=message):
+        train.Config(**options)
 
 
 def test_checkpoints_come_back_bit_for_bit_and_damage_is_named(tmp_path):
