@@ -4,7 +4,11 @@ import csv
 import pathlib
 
 RESULTS = pathlib.Path("results")
-WHITEPAPER_TABLES = (1, 2, 3, 5, 6)  # written by eval.whitepaper
+# Written by eval.whitepaper and eval.dsq.
+PAGES = (
+    *(f"whitepaper_table_{table}.md" for table in range(1, 7)),
+    *(f"dsq_table_{table}.md" for table in range(2, 8)),
+)
 
 SECTIONS = (
     (
@@ -136,8 +140,8 @@ def main():
         lines.append("|" + "---|" * len(columns))
         lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
         lines.append("")
-    for table in WHITEPAPER_TABLES:
-        path = RESULTS / f"whitepaper_table_{table}.md"
+    for name in PAGES:
+        path = RESULTS / name
         if path.exists():
             text = path.read_text().replace("# ", "## ", 1).partition("\n## Commands")[0]
             lines += [text.strip(), "", f"The commands: [{path.name}](../{path}).", ""]

@@ -360,3 +360,33 @@ def test_two_tables_of_two_networks_survive_an_interrupt(folder):
         assert row["images"] == "12"
         if row["scheme"] != "float":
             assert float(row["mean_kl"]) < 0.1
+
+
+@pytest.mark.slow
+def test_a_column_that_trains_leaves_its_model_and_goes_on_where_it_was(folder):
+    columns = "sym_per_channel_accurate,sym_per_channel_qat"
+    options = flags(folder, table=5, columns=columns, models="two", training="train-*,train-*")
+    row = whitepaper.tabulate(whitepaper.Config(**options))
+    assert (row["cells"], row["measured"]) == (2, 2)
+    quantized, trained = results.read_rows("results/whitepaper.csv")
+    assert (trained["column"], trained["published"]) == ("sym_per_channel_qat", "")
+    assert trained["training"] == "$ROOT/train-*,$ROOT/train-*"
+    assert int(trained["steps"]) >= 1 and float(trained["training_seconds"]) > 0
+    assert (trained["faults"], trained["parity_images"]) == ("0", "12")
+    assert (trained["xnnpack_differing"], trained["reference_differing"]) == ("0", "0")
+    assert int(trained["keras_op_worst_lsb"]) <= 1
+    assert quantized["faults"] == ""
+    (run,) = (path for path in pathlib.Path("work").iterdir() if path.is_dir())
+    assert {"qat.keras", "training.csv", "float.keras"} <= {path.name for path in run.iterdir()}
+    assert not list(pathlib.Path("work").glob("*.tflite"))
+
+    # As a kill in training leaves it: a start, a run begun, no result.
+    (run / "qat.keras").unlink()
+    results.write_rows("results/whitepaper.csv", [quantized])
+    assert whitepaper.tabulate(whitepaper.Config(**options))["measured"] == 1
+    again = results.read_rows("results/whitepaper.csv")[1]
+    same = ("top1", "mean_kl", "steps", "commands", "size_bytes")
+    assert {name: again[name] for name in same} == {name: trained[name] for name in same}
+    log = pathlib.Path("work/log.txt").read_text()
+    assert log.count("qat.train --model=") == 2 and log.count(" --resume\n") == 1
+    assert log.count("--scheme=w4a8 --recipe=accurate") == 2  # one for each column

@@ -1,0 +1,146 @@
+"""eval.dsq: flags, the commands of a row, and whole small runs on both layouts of images."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval import dsq, dsq_published
+from lowbit import models, results, spec
+from qat import methods
+
+
+def config(**options):
+    return dsq.Config(**({"table": 4} | options))
+
+
+def test_every_row_is_a_run_that_the_tools_know():
+    for table, rows in dsq.MEASURED.items():
+        for (network, _, bits), (scheme, quantizer) in rows.items():
+            assert network in models.ZOO and quantizer in methods.METHODS
+            assert spec.scheme(scheme).weights.bits == bits[0]
+            assert spec.scheme(scheme).activations.bits == bits[1]
+        assert table == 2 or table in dsq_published.TABLES
+    # Under one schedule, so that methods can be compared.
+    found = {quantizer for scheme, quantizer in dsq.MEASURED[4].values() if scheme == "w3a3"}
+    assert found == {"ste", "pact", "lsq", "dsq"}
+
+
+def test_commands_name_all_that_decides_them():
+    run = ("w2a2", "dsq")
+    first, train = dsq.commands_of(config(), "resnet20", run)
+    assert first[0] == train[0] == "qat.train"
+    assert train[1] == f"--model={first[-1].partition('=')[2]}/float.keras"
+    assert {"--scheme=w2a2", "--quantizer=dsq", "--ends=w8a8", "--additions=w8a8"} <= set(train)
+    other_first, other = dsq.commands_of(config(learning_rate=0.1), "resnet20", run)
+    assert other_first == first and other[-1] != train[-1]
+    assert dsq.commands_of(config(float_epochs=3), "resnet20", run)[1][1] != train[1]
+    eight = dsq.commands_of(config(), "resnet20", ("w8a8", "ste"))
+    assert [command[0] for command in eight[2:]] == ["export.tflite", "export.check", "eval.parity"]
+    assert not any(word.startswith("--ends") for word in eight[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"table": 1}, "--table=1 is not one of 2, 3"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"methods": "PACKED"}, "'PACKED' is none of table 4's: uniform; DSQ"),
+        ({"networks": "lenet"}, "'lenet' is none of table 4's: resnet20"),
+        ({"root": "absent"}, "--root absent: no such folder"),
+    ],
+)
+def test_bad_flags_are_named_at_once(tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        dsq.tabulate(config(output_dir=str(tmp_path), work_dir=str(tmp_path), **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_has_the_papers_rows_and_below_them_ours():
+    row = ("resnet20", "LSQ", (2, 2))
+    measured = {
+        "status": "ok",
+        "float_top1": "0.9",
+        "ptq_top1": "0.25",
+        "top1": "0.885",
+        "training_seconds": "1800",
+    }
+    *paper, ours = dsq.report(4, {row: measured})
+    assert [line["paper"] for line in paper] == ["86.63", "86.95", "87.25", "88.44"]
+    assert [line["measured"] for line in paper] == ["-"] * 4
+    assert (ours["paper"], ours["measured"], ours["minus float"]) == ("-", "88.50", "-1.50")
+    assert (ours["before training"], ours["hours"]) == ("25.00", "0.50")
+
+
+def jpegs(count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        file = io.BytesIO()
+        pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(pixels).resize((size, size)).save(file, "JPEG")
+        yield file.getvalue()
+
+
+@pytest.mark.slow
+def test_table_4_on_a_small_cifar(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = {"classes": np.array([str(i) for i in range(10)])}
+    for split, count in (("train", 40), ("test", 20)):
+        files = list(jpegs(count, 32))
+        arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
+        arrays[f"{split}_end"] = np.cumsum([len(file) for file in files])
+        arrays[f"{split}_label"] = np.arange(count) % 10
+    np.savez("cifar.npz", **arrays)
+    options = {
+        "dataset": "cifar.npz",
+        "root": str(tmp_path),
+        "batch_size": 8,
+        "float_epochs": 1,
+        "steps": 3,
+        "freeze_batch_norm_step": 2,
+    }
+    whole = dsq.WHOLE_DSQ
+    row = dsq.tabulate(config(methods=f"{whole};LSQ", **options))
+    # DSQ in 2 bits; LSQ in 2, 3 and 4
+    assert (row["rows"], row["measured"]) == (4, 4)
+    stored = results.read_rows("results/dsq.csv")
+    assert {line["status"] for line in stored} == {"ok"}
+    assert {line["images"] for line in stored} == {"20"}
+    assert len({line["float_top1"] for line in stored}) == 1
+    assert str(tmp_path) not in pathlib.Path("results/dsq.csv").read_text()
+    assert len([name for name in os.listdir("runs/dsq") if "float" in name]) == 1
+    # Table 2 is read off the run of table 4, which is not run again.
+    row = dsq.tabulate(config(**options | {"table": 2}))
+    assert (row["rows"], row["measured"]) == (1, 0)
+    page = pathlib.Path("results/dsq_table_2.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("| layer3_2_conv2 |"))
+    assert line.startswith("| layer3_2_conv2 | 0.0975 | 0.") and "0.3277" in line
+
+
+@pytest.mark.slow
+def test_table_7_on_imagenets_layout(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "validation"):
+        with tf.io.TFRecordWriter(f"{split}-00000-of-00001") as writer:
+            for number, content in enumerate(jpegs(8, 40)):
+                features = {
+                    "image/encoded": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[content])
+                    ),
+                    "image/class/label": tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=[number + 1])
+                    ),
+                }
+                example = tf.train.Example(features=tf.train.Features(feature=features))
+                writer.write(example.SerializeToString())
+    options = {"dataset": "train-*", "val_dataset": "validation-*", "batch_size": 4}
+    options |= {"table": 7, "networks": "mobilenet_v2", "methods": "DSQ", "input_size": 64}
+    row = dsq.tabulate(config(**options, float_epochs=1, steps=1, root=str(tmp_path)))
+    assert (row["rows"], row["measured"]) == (1, 1)
+    page = pathlib.Path("results/dsq_table_7.md").read_text()
+    assert "| mobilenet_v2 | DSQ | 4/4 | 64.80 |" in page
