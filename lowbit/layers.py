@@ -134,6 +134,8 @@ class _QuantizedWeights:
             return
         channels = (self.output_channels(),)
         self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones")
+        # A gain is what gamma would learn; gamma alone would move codes that share one range.
+        self.gamma.trainable = self.weight_method != "gains"
         self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros")
         self.moving_mean = self.add_weight(
             name="moving_mean", shape=channels, initializer="zeros", trainable=False
