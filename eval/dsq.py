@@ -282,10 +282,7 @@ def _measure(config, row, commands):
             folder = command[-1].partition("=")[2]
             if command is commands[0] and os.path.exists(f"{folder}/results.csv"):
                 continue  # the float network of an earlier row
-            begun = command[0] == "qat.train" and os.path.exists(f"{folder}/config.json")
-            last, seconds, peak = processes.run(
-                [*command, "--resume"] if begun else command, config.root, log
-            )
+            last, seconds, peak = processes.run(command, config.root, log)
             found["seconds"] = round(found["seconds"] + seconds, 1)
             found["peak_mib"] = max(found["peak_mib"], peak)
             if command[0] == "qat.train":

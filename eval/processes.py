@@ -24,6 +24,8 @@ class StepFailedError(Exception):
 def run(command: Sequence[str], root: str | None, log_path: str) -> tuple[dict, float, int]:
     """Runs `python -m command`; returns (its result row, seconds, peak memory in MiB).
 
+    A training run that was begun in its folder goes on: --resume is added, and not recorded.
+
     Args:
       command: see above.
       root: what $ROOT stands for.
@@ -33,6 +35,8 @@ def run(command: Sequence[str], root: str | None, log_path: str) -> tuple[dict, 
       StepFailedError: where it ends with an error.
     """
     start = time.monotonic()
+    if _is_begun(command):
+        command = [*command, "--resume"]
     # The same checkout as this process's, from whatever folder it runs.
     home = str(pathlib.Path(lowbit.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
@@ -63,6 +67,13 @@ def run(command: Sequence[str], root: str | None, log_path: str) -> tuple[dict, 
         raise StepFailedError(f"{command[0]}: {message}")
     row = json.loads(output.strip().splitlines()[-1])
     return row, time.monotonic() - start, usage.ru_maxrss // 1024
+
+
+def _is_begun(command):
+    folders = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]
+    return command[0] == "qat.train" and any(
+        os.path.exists(os.path.join(folder, "config.json")) for folder in folders
+    )
 
 
 def shown(command: Sequence[str]) -> str:

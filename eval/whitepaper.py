@@ -489,7 +489,7 @@ def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
         for step in plan.further:
             if step.makes is not None and os.path.exists(step.makes):
                 continue
-            last, seconds, peak = processes.run(_resumed(step.command), config.root, log)
+            last, seconds, peak = processes.run(step.command, config.root, log)
             row |= {"seconds": row["seconds"] + seconds, "peak_mib": max(row["peak_mib"], peak)}
             names = FURTHER.get(step.command[0], {}) if cell.column.training is not None else {}
             row |= {ours: last[name] for name, ours in names.items()}
@@ -506,15 +506,6 @@ def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
             pathlib.Path(path).unlink(missing_ok=True)
     row["seconds"] = round(row["seconds"], 1)
     return row
-
-
-def _resumed(command):
-    """Returns a training command with --resume where its folder holds a run."""
-    folder = next((word for word in command if word.startswith("--output_dir=")), "=")
-    if command[0] != "qat.train":
-        return command
-    begun = os.path.exists(os.path.join(folder.partition("=")[2], "config.json"))
-    return [*command, "--resume"] if begun else command
 
 
 def steps(config: Config, cell: Cell) -> Steps:

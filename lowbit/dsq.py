@@ -64,28 +64,19 @@ def fake_quantize(
       float32, the shape of `x`: the bits of `fakequant.fake_quantize`, whatever alpha is.
     """
 
-    @ops.custom_gradient
-    def quantize_and_back(x, minimum, maximum, alpha):
-        # In here, because JAX refuses a custom gradient that encloses a value with a gradient.
-        parameters = fakequant.quantization(minimum, maximum, spec, activation)
-        scale, zero_point, code_low, code_high = parameters
+    def backward(upstream, parameters, low, high, x, minimum, maximum, alpha):
+        scale = parameters[0]
+        of_x, inside, slack, below, above, of_alpha = fakequant.as_one_loop(_backward, compiled)(
+            upstream, x, scale, low, high, alpha
+        )
+        of_range = lsq.range_gradients(
+            inside, slack, below, above, minimum, maximum, parameters, spec, activation
+        )
+        of_alpha = _kept_inside(of_alpha, alpha, scale)
+        return of_x, *of_range, fakequant.sum_to(of_alpha, alpha)
 
-        def gradient(*arguments, upstream=None):
-            upstream = fakequant.upstream_of(arguments, upstream)
-            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
-            of_x, inside, slack, below, above, of_alpha = fakequant.as_one_loop(
-                _backward, compiled
-            )(upstream, x, scale, low, high, alpha)
-            of_range = lsq.range_gradients(
-                inside, slack, below, above, minimum, maximum, parameters, spec, activation
-            )
-            of_alpha = _kept_inside(of_alpha, alpha, scale)
-            return of_x, *of_range, fakequant.sum_to(of_alpha, alpha)
-
-        return fakequant.as_one_loop(fakequant.forward, compiled)(x, *parameters), gradient
-
-    arguments = (x, minimum, maximum, alpha)
-    return quantize_and_back(*(ops.convert_to_tensor(each, "float32") for each in arguments))
+    inputs = (x, minimum, maximum, alpha)
+    return fakequant.with_gradients(backward, inputs, spec, activation, compiled)
 
 
 def _backward(upstream, x, scale, low, high, alpha):

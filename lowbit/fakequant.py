@@ -15,6 +15,7 @@ The same forward with gradients for the range: `pact`, `lsq`, `dsq`; with noise:
 import contextlib
 import functools
 import logging
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -164,9 +165,51 @@ def straight_through(x, scale, zero_point, code_low, code_high, compiled: bool =
     return quantize_and_back(x)
 
 
+def with_gradients(
+    backward: Callable,
+    inputs: Sequence,
+    spec: spec_lib.QuantSpec,
+    activation: str | None = None,
+    compiled: bool = False,
+    noise: bool = False,
+):
+    """Returns x quantized to a range and back, with a quantizer's own gradients.
+
+    Args:
+      backward: (upstream, parameters, low, high, *inputs) gives the gradient of each input; the
+        parameters are `quantization`'s, low and high as at the top of this file.
+      inputs: x, minimum, maximum, and what else has a gradient; float32.
+      spec, activation, compiled: as in `fake_quantize`.
+      noise: True adds the last input to the codes before they are rounded.
+    """
+
+    @ops.custom_gradient
+    def quantize_and_back(*inputs):
+        x, minimum, maximum = inputs[:3]
+        # In here, because JAX refuses a custom gradient that encloses a value with a gradient.
+        parameters = quantization(minimum, maximum, spec, activation)
+        scale, zero_point, code_low, code_high = parameters
+
+        def gradient(*arguments, upstream=None):
+            upstream = upstream_of(arguments, upstream)
+            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
+            return backward(upstream, parameters, low, high, *inputs)
+
+        if noise:
+            return as_one_loop(_forward_with_noise, compiled)(x, inputs[-1], *parameters), gradient
+        return as_one_loop(forward, compiled)(x, *parameters), gradient
+
+    return quantize_and_back(*(ops.convert_to_tensor(each, "float32") for each in inputs))
+
+
 def forward(x, scale, zero_point, code_low, code_high):
     """Returns x to codes and back: the one forward of every quantizer here, without a gradient."""
     codes = ops.clip(ops.round(x / scale) + zero_point, code_low, code_high)
+    return (codes - zero_point) * scale
+
+
+def _forward_with_noise(x, noise, scale, zero_point, code_low, code_high):
+    codes = ops.clip(ops.round(x / scale + noise) + zero_point, code_low, code_high)
     return (codes - zero_point) * scale
 
 

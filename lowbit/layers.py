@@ -200,13 +200,12 @@ class _QuantizedWeights:
         is given, at least so large that the bias fits its int32 grid
         (`affine.minimum_weight_scale`).
         """
-        axis = None if self.weight_spec.axis is None else 0
         low, high = (ops.stop_gradient(bound) for bound in self._bounds(kernel))
         scale, zero_point = fakequant.scale_and_zero_point(low, high, self.weight_spec)
         if input_scale is not None and self.weight_spec.symmetric:
             limit = input_scale * float(affine.BIAS_LIMIT)
             floor = fakequant.round_scale(ops.abs(ops.stop_gradient(bias)) / limit)
-            scale = ops.maximum(scale, floor if axis == 0 else ops.max(floor))
+            scale = ops.maximum(scale, floor if self._per_channel() else ops.max(floor))
         return scale, zero_point
 
     def numpy_scale(self, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -302,6 +302,18 @@ def _lower_softmax(builder, call, arguments, shape):
     return _Pending(finish)
 
 
+def _lower_requantize(builder, call, arguments, shape):
+    """A copy in fewer bits: `_finish` refuses those; in 8 bits nothing makes one."""
+    del builder, arguments, shape
+
+    def finish(output, activation):
+        raise UnsupportedModelError(
+            f"layer {call.name} quantizes a tensor a second time; that can be simulated only"
+        )
+
+    return _Pending(finish)
+
+
 # --- operations that keep their input's scale ---------------------------------------------------
 
 
@@ -383,20 +395,6 @@ def _lower_relu(builder, call, arguments, shape):
 _L = keras.layers
 # Layers that wait for a quantizer; the others keep their input's scale.
 COMPUTES = (*layers.WEIGHTED, layers.QuantizedAdd, layers.QuantizedMean, _L.Softmax)
-
-
-def _lower_requantize(builder, call, arguments, shape):
-    """A copy in fewer bits: `_finish` refuses those; in 8 bits nothing makes one."""
-    del builder, arguments, shape
-
-    def finish(output, activation):
-        raise UnsupportedModelError(
-            f"layer {call.name} quantizes a tensor a second time; that can be simulated only"
-        )
-
-    return _Pending(finish)
-
-
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
     layers.QuantizedDepthwiseConv2D: _lower_weighted("DEPTHWISE_CONV_2D"),

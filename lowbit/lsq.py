@@ -58,29 +58,20 @@ def fake_quantize(
       float32, the shape of `x`: the bits of `fakequant.fake_quantize`.
     """
 
-    @ops.custom_gradient
-    def quantize_and_back(x, minimum, maximum):
-        # In here, because JAX refuses a custom gradient that encloses a value with a gradient.
-        parameters = fakequant.quantization(minimum, maximum, spec, activation)
-        scale, zero_point, code_low, code_high = parameters
+    def backward(upstream, parameters, low, high, x, minimum, maximum):
+        scale = parameters[0]
+        of_x, inside, below, above = fakequant.as_one_loop(_backward, compiled)(
+            upstream, x, scale, low, high
+        )
+        of_range = range_gradients(
+            inside, 0.0, below, above, minimum, maximum, parameters, spec, activation
+        )
+        if gradient_scale:
+            multiplier = _multiplier(x, scale, spec, count)
+            of_range = [bound * multiplier for bound in of_range]
+        return of_x, *of_range
 
-        def gradient(*arguments, upstream=None):
-            upstream = fakequant.upstream_of(arguments, upstream)
-            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
-            of_x, inside, below, above = fakequant.as_one_loop(_backward, compiled)(
-                upstream, x, scale, low, high
-            )
-            of_range = range_gradients(
-                inside, 0.0, below, above, minimum, maximum, parameters, spec, activation
-            )
-            if gradient_scale:
-                multiplier = _multiplier(x, scale, spec, count)
-                of_range = [bound * multiplier for bound in of_range]
-            return of_x, *of_range
-
-        return fakequant.as_one_loop(fakequant.forward, compiled)(x, *parameters), gradient
-
-    return quantize_and_back(*(ops.convert_to_tensor(t, "float32") for t in (x, minimum, maximum)))
+    return fakequant.with_gradients(backward, (x, minimum, maximum), spec, activation, compiled)
 
 
 def _backward(upstream, x, scale, low, high):

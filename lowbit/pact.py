@@ -42,26 +42,17 @@ def fake_quantize(
     """
     highest = affine.integer_bounds(spec)[1]
 
-    @ops.custom_gradient
-    def quantize_and_back(x, minimum, maximum):
-        # In here, because JAX refuses a custom gradient that encloses a value with a gradient.
-        parameters = fakequant.quantization(minimum, maximum, spec, activation)
-        scale, zero_point, code_low, code_high = parameters
+    def backward(upstream, parameters, low, high, x, minimum, maximum):
+        code_high = parameters[3]
+        below = fakequant.sum_to(ops.where(x < low, upstream, 0.0), minimum)
+        above = fakequant.sum_to(ops.where(x > high, upstream, 0.0), maximum)
+        # A bound at the activation function's clamp is not the range's to move.
+        below = below if activation is None else ops.zeros_like(below)
+        above = ops.where(code_high >= highest, above, 0.0)
+        pass_inside = fakequant.as_one_loop(fakequant.pass_inside, compiled)
+        return pass_inside(upstream, x, low, high), below, above
 
-        def gradient(*arguments, upstream=None):
-            upstream = fakequant.upstream_of(arguments, upstream)
-            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
-            below = fakequant.sum_to(ops.where(x < low, upstream, 0.0), minimum)
-            above = fakequant.sum_to(ops.where(x > high, upstream, 0.0), maximum)
-            # A bound at the activation function's clamp is not the range's to move.
-            below = below if activation is None else ops.zeros_like(below)
-            above = ops.where(code_high >= highest, above, 0.0)
-            pass_inside = fakequant.as_one_loop(fakequant.pass_inside, compiled)
-            return pass_inside(upstream, x, low, high), below, above
-
-        return fakequant.as_one_loop(fakequant.forward, compiled)(x, *parameters), gradient
-
-    return quantize_and_back(*(ops.convert_to_tensor(t, "float32") for t in (x, minimum, maximum)))
+    return fakequant.with_gradients(backward, (x, minimum, maximum), spec, activation, compiled)
 
 
 def range_penalty(bounds, coefficient: float):

@@ -38,26 +38,12 @@ def fake_quantize(
       float32, the shape of `x`.
     """
 
-    @ops.custom_gradient
-    def quantize_and_back(x, minimum, maximum, noise):
-        parameters = fakequant.quantization(minimum, maximum, spec, activation)
-        scale, zero_point, code_low, code_high = parameters
+    def backward(upstream, parameters, low, high, x, *others):
+        of_x = fakequant.as_one_loop(fakequant.pass_inside, compiled)(upstream, x, low, high)
+        return of_x, *(ops.zeros_like(other) for other in others)
 
-        def gradient(*arguments, upstream=None):
-            upstream = fakequant.upstream_of(arguments, upstream)
-            low, high = (code_low - zero_point) * scale, (code_high - zero_point) * scale
-            of_x = fakequant.as_one_loop(fakequant.pass_inside, compiled)(upstream, x, low, high)
-            return of_x, *(ops.zeros_like(other) for other in (minimum, maximum, noise))
-
-        return fakequant.as_one_loop(_forward, compiled)(x, noise, *parameters), gradient
-
-    arguments = (x, minimum, maximum, noise)
-    return quantize_and_back(*(ops.convert_to_tensor(each, "float32") for each in arguments))
-
-
-def _forward(x, noise, scale, zero_point, code_low, code_high):
-    codes = ops.clip(ops.round(x / scale + noise) + zero_point, code_low, code_high)
-    return (codes - zero_point) * scale
+    inputs = (x, minimum, maximum, noise)
+    return fakequant.with_gradients(backward, inputs, spec, activation, compiled, noise=True)
 
 
 def noise(shape, seed_generator: keras.random.SeedGenerator):
