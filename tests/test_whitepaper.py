@@ -57,10 +57,19 @@ def test_a_columns_scheme_is_what_its_name_says(table, weight_bits, activation_b
             assert scheme.weights is None and scheme.activations.bits == 8
             continue
         bits = scheme.weights.bits, scheme.activations and scheme.activations.bits
-        # Table 6 sets the paper's best of Table 5 beside its own.
-        assert bits == ((4, 8) if name.endswith("w4a8") else (weight_bits, activation_bits))
+        # Table 6 has columns of other bits too, whose names end in them.
+        named = {"w4a8": (4, 8), "w4a4": (4, 4)}
+        assert bits == named.get(name.rpartition("_")[2], (weight_bits, activation_bits))
         assert scheme.weights.symmetric == name.startswith("sym")
         assert scheme.per_channel == scheme.dense_per_channel == ("per_channel" in name)
+
+
+def test_some_columns_are_measured_only_where_they_are_named():
+    usual = set(whitepaper.columns_of(config(table=6)))
+    named = {name for name in whitepaper.COLUMNS[6] if "_ends" in name}
+    assert len(named) == 4 and usual == set(whitepaper.COLUMNS[6]) - named
+    chosen = whitepaper.columns_of(config(table=6, columns="float,sym_per_channel_ends_qat"))
+    assert list(chosen) == ["float", "sym_per_channel_ends_qat"]
 
 
 def test_every_flag_has_a_help_text():
