@@ -16,8 +16,6 @@ methods.  Rows of ours that the paper does not have stand below its own.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import sys
@@ -212,7 +210,7 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
         "--scheme=w8a8",
     ]
     float_command = ["qat.train", *begin, *data]
-    float_dir = _folder(config, f"{network}_float", float_command)
+    float_dir = processes.folder(config.work_dir, f"{network}_float", float_command)
     train = [
         "qat.train",
         f"--model={float_dir}/float.keras",
@@ -224,7 +222,7 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
         f"--freeze_batch_norm_step={config.freeze_batch_norm_step}",
     ]
     train.append(f"--epochs={config.epochs}" if config.steps is None else f"--steps={config.steps}")
-    folder = _folder(config, f"{network}_{scheme}_{quantizer}", train)
+    folder = processes.folder(config.work_dir, f"{network}_{scheme}_{quantizer}", train)
     commands = [
         [*float_command, f"--output_dir={float_dir}"],
         [*train, f"--output_dir={folder}"],
@@ -239,11 +237,6 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
             [*compare, "--limit=100", f"--output_dir={config.work_dir}"],
         ]
     return commands
-
-
-def _folder(config, name, command):
-    digest = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
-    return f"{config.work_dir}/{name}_{digest}"
 
 
 def _find(rows, commands, failed=False):

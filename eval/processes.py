@@ -4,6 +4,7 @@ A command is a list, a module and its flags, with $ROOT where the folder given a
 that what is recorded names no folder of one machine.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -74,6 +75,12 @@ def _is_begun(command):
     return command[0] == "qat.train" and any(
         os.path.exists(os.path.join(folder, "config.json")) for folder in folders
     )
+
+
+def folder(work_dir: str, name: str, command: Sequence[str]) -> str:
+    """Returns the folder of a command's run, named by a digest of all that decides it."""
+    digest = hashlib.sha256(json.dumps(list(command)).encode()).hexdigest()[:8]
+    return f"{work_dir}/{name}_{digest}"
 
 
 def shown(command: Sequence[str]) -> str:

@@ -14,9 +14,14 @@ from lowbit import files
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
 
+_COLORS = {"last": "#d9a441", "average": "#2a6f4e"}  # of validation curves
+
 
 def training_curve(
-    training_csv: str | os.PathLike, rows: Sequence[Mapping], path: str | os.PathLike
+    training_csv: str | os.PathLike,
+    rows: Sequence[Mapping],
+    path: str | os.PathLike,
+    validation: Sequence[Mapping] = (),
 ) -> None:
     """Draws the loss of each stage, and the accuracies that the run ended with.
 
@@ -24,6 +29,7 @@ def training_curve(
       training_csv: columns stage, step, loss.
       rows: with "model", and "top1" or, of pictures without labels, "agreement".
       path: of the PNG.
+      validation: rows of stage, step, weights, and "top1" or "agreement", measured in between.
     """
     stages: dict[str, list[tuple[int, float]]] = {}
     with open(training_csv, newline="") as file:
@@ -38,11 +44,58 @@ def training_curve(
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
     measure = "top1" if "top1" in rows[0] else "agreement"
-    accuracy_bars(axes[-1], [row["model"] for row in rows], [row[measure] for row in rows])
+    names = [row["model"].replace("_", "\n") for row in rows]
+    accuracy_bars(axes[-1], names, [row[measure] for row in rows])
     title = "top-1" if measure == "top1" else "agreement with float"
+    for axis, stage in zip(axes, stages, strict=False):
+        found = [row for row in validation if row["stage"] == stage and row[measure]]
+        if not found:
+            continue
+        twin = axis.twinx()
+        for weights in dict.fromkeys(row["weights"] for row in found):
+            points = [
+                (int(row["step"]), float(row[measure]))
+                for row in found
+                if row["weights"] == weights
+            ]
+            twin.plot(*zip(*points, strict=True), "o-", markersize=3, color=_COLORS[weights])
+            twin.lines[-1].set_label(f"{title}, {weights} weights")
+        twin.set_ylabel(title)
+        twin.legend(frameon=False, fontsize=7, loc="lower right")
     axes[-1].set(title=f"{title} on validation images", ylabel=title)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def learning_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: str | os.PathLike,
+    measure: str = "top-1",
+    over: str = "step",
+) -> None:
+    """Draws a panel for each title: curves by label, each of (x, value) points.
+
+    Args:
+      panels: {title: {label: points}}; empty curves are left out.
+      path: of the PNG.
+      measure: what the values are.
+      over: what x is.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with _picture(path, rows, columns, (4.6 * columns, 3.2 * rows)) as axes:
+        axes = np.atleast_1d(axes).ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+            for (label, points), color in zip(curves.items(), _CURVES * 4, strict=False):
+                if points:
+                    axis.plot(*zip(*points, strict=True), "o-", markersize=2.5, color=color)
+                    axis.lines[-1].set(label=label, linewidth=1.2)
+            axis.set_title(title, fontsize=8)
+            axis.set(xlabel=over, ylabel=measure)
+            axis.grid(axis="y", linewidth=0.3)
+            axis.legend(frameon=False, fontsize=7)
 
 
 def accuracy_bars(axis, names: Sequence[str], values: Sequence[float]) -> None:
@@ -57,6 +110,7 @@ def accuracy_bars(axis, names: Sequence[str], values: Sequence[float]) -> None:
 
 # --- where it hurts (eval.layers) -----------------------------------------------------------------
 
+_CURVES = ("#2a6f4e", "#d9a441", "#4878a8", "#a03a3a")
 _DARK, _LIGHT, _GREY = "#2a6f4e", "#d9a441", "#8a8a8a"
 
 

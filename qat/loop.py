@@ -1,5 +1,6 @@
 """The training loop: batches, phases, checkpoints, the log."""
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorboard.summary
 from absl import logging
+from keras import ops
 
 from lowbit import checkpoint, layers, progress, quantizers, results
 from lowbit.data import pipeline
@@ -106,13 +108,14 @@ def fit(
     stage: str,
     phases: Phases | None = None,
     checkpoint_every: int = 100,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable | None = None,
     more_variables: Sequence = (),
 ) -> Callable[[], None]:
     """Trains the model in place for `steps` steps; goes on from the stage's checkpoint.
 
     Args:
-      after_step: called behind each step with its number, the first one 1.
+      after_step: called behind each step with its number, the first one 1, and a function that gives
+        the context in which the model has its weights' averages; None without `ema_decay`.
       more_variables: further ones that a checkpoint holds.
 
     Returns:
@@ -135,6 +138,17 @@ def fit(
     first_step = checkpoint.load(path, stage, variables)
     if first_step:
         logging.info("%s goes on at step %d of %d", stage, first_step, steps)
+
+    @contextlib.contextmanager
+    def averages():
+        before = [ops.convert_to_numpy(variable) for variable in learnt]
+        optimizer.finalize_variable_values(learnt)
+        try:
+            yield
+        finally:
+            for variable, value in zip(learnt, before, strict=True):
+                variable.assign(value)
+
     batches = stream.training(first_step)
     log = _Log(output_dir, stage, first_step)
     try:
@@ -152,7 +166,7 @@ def fit(
                         f"({settings.learning_rate})"
                     )
                 if after_step is not None:
-                    after_step(step + 1)
+                    after_step(step + 1, averages if settings.ema_decay is not None else None)
                 log.add(step, loss, float(np.asarray(optimizer.learning_rate)))
                 update(step + 1, f"loss {loss:.3f}")
                 if (step + 1) % checkpoint_every == 0 and step + 1 < steps:

@@ -127,8 +127,6 @@ def _first_range(layer):
 
 def plain(model: keras.Model) -> keras.Model:
     """Returns a trained model as it is saved: frozen ranges, nothing that only training needs."""
-    for layer in layers.weighted_layers(model):
-        layer.batch_norm_frozen = True
 
     def change(layer):
         if isinstance(layer, quantizers.ActivationQuantizer):
@@ -137,7 +135,8 @@ def plain(model: keras.Model) -> keras.Model:
         if not isinstance(layer, layers.WEIGHTED):
             return {}
         stored = layer.weight_range != "minmax" or layer.weight_method in binary.METHODS
-        return {"weight_method": "ste", "weight_range": "stored" if stored else "minmax"}
+        weight_range = "stored" if stored else "minmax"
+        return {"weight_method": "ste", "weight_range": weight_range, "batch_norm_frozen": True}
 
     saved = layers.rebuilt(model, change)
     for quantizer in quantizers.activation_quantizers(saved):

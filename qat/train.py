@@ -4,10 +4,12 @@
     python -m qat.train --model=float.keras --preprocess=tf --dataset=train.zip --val_dataset=val.zip
 
 In --output_dir: float.keras, ptq.keras, qat.keras (each as soon as it is done), checkpoint.npz while
-a stage runs, config.json, training.csv, training.png, TensorBoard events.  A run that was killed goes
+a stage runs, config.json, training.csv, training.png, TensorBoard events; with --evaluate_every also
+validation.csv: the accuracy of what would be saved, every so many steps.  A run that was killed goes
 on with --resume, to the same weights bit for bit.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -159,6 +161,9 @@ class Config:
         False, "Compile the whole step; much slower with depthwise convolutions on a CPU."
     )
     checkpoint_every: int = cli.field(100, "Steps between checkpoints.")
+    evaluate_every: int | None = cli.field(
+        None, "Steps between measurements on the validation images; default: only at the end."
+    )
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
 
     def __post_init__(self):
@@ -166,7 +171,7 @@ class Config:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("steps", "limit"):
+        for name in ("steps", "limit", "evaluate_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
         amounts = ("float_epochs", "weight_decay", "range_penalty", "dampening", "distill_features")
@@ -248,7 +253,15 @@ def train(config: Config) -> dict:
                 weight_decay=config.weight_decay,
                 compiled=config.xla,
             )
-            loop.fit(float_model, stream, steps, settings, target, output_dir, "float training")
+            stage = "float training"
+            follow = _follower(config, output_dir, stage, steps, validation_images, preprocess)
+            after_step = follow and (
+                lambda step, averages: follow(step, lambda: float_model, averages)
+            )
+            loop.fit(
+                *(float_model, stream, steps, settings, target, output_dir, stage),
+                after_step=after_step,
+            )
         manifest.save_model(float_model, float_path, facts)
 
     # --- ranges from calibration: the PTQ model ---
@@ -306,7 +319,13 @@ def train(config: Config) -> dict:
             "QAT",
             phases,
             config.checkpoint_every,
-            after_step=_watcher(quantized, watch, steps, output_dir / "alpha.csv"),
+            after_step=_watcher(
+                quantized,
+                watch,
+                steps,
+                output_dir / "alpha.csv",
+                _follower(config, output_dir, "QAT", steps, validation_images, preprocess),
+            ),
             more_variables=watch.variables() if watch else (),
         )
         if watch:
@@ -323,7 +342,12 @@ def train(config: Config) -> dict:
     # --- evaluate: three models, the same images ---
     rows, row = _evaluate(config, output_dir, validation_images, preprocess)
     print(results.table(rows, list(rows[0])), file=sys.stderr)
-    plots.training_curve(output_dir / "training.csv", rows, output_dir / "training.png")
+    plots.training_curve(
+        output_dir / "training.csv",
+        rows,
+        output_dir / "training.png",
+        results.read_rows(output_dir / "validation.csv"),
+    )
     row = {
         "tool": "qat.train",
         "model": config.model,
@@ -472,12 +496,14 @@ def _phases(config, steps, trained_here):
     return loop.Phases(config.quant_delay, freeze_batch_norm, freeze_range, decay)
 
 
-def _watcher(model, watch, steps, alpha_path):
-    """Returns what is called behind each step: counts oscillations, writes DSQ's alphas."""
+def _watcher(model, watch, steps, alpha_path, follow):
+    """Returns what is called behind each step: oscillations, DSQ's alphas, validation."""
 
-    def look(step):
+    def look(step, averages):
         if watch:
             watch.update()
+        if follow:
+            follow(step, lambda: methods.plain(model), averages)
         if step % max(steps // 50, 1) == 0 or step == steps:
             found = [{"step": step} | row for row in methods.alphas(model)]
             # A run that was killed comes by again.
@@ -486,6 +512,51 @@ def _watcher(model, watch, steps, alpha_path):
                 results.write_rows(alpha_path, [*kept, *found])
 
     return look
+
+
+def _follower(config, output_dir, stage, steps, images, preprocess):
+    """Returns what measures a model on the validation images in between, or None.
+
+    It is called with the step, a function that gives the model as it would be saved, and the context
+    of the weights' averages (`loop.fit`).
+    """
+    if config.evaluate_every is None:
+        return None
+    path = output_dir / "validation.csv"
+    count = min(config.limit or len(images), len(images))
+    float_outputs = None
+
+    def follow(step, saved, averages):
+        nonlocal float_outputs
+        if step % config.evaluate_every and step != steps:
+            return
+        if stage == "QAT" and float_outputs is None:
+            model, _ = manifest.load_model(output_dir / "float.keras")
+            float_outputs = _outputs(model, config, images, preprocess, count)
+        found = []
+        for weights in ("last", "average") if averages else ("last",):
+            with averages() if weights == "average" else contextlib.nullcontext():
+                outputs = _outputs(saved(), config, images, preprocess, count)
+            line = dict.fromkeys(("top1", "kl", "agreement"))
+            if images.num_classes > 1:
+                line["top1"] = float((metrics.ranks(outputs, images.labels[:count]) == 0).mean())
+            if float_outputs is not None:
+                line["kl"] = float(metrics.kl_divergence(float_outputs, outputs).mean())
+                line["agreement"] = float((outputs.argmax(1) == float_outputs.argmax(1)).mean())
+            found.append({"stage": stage, "step": step, "weights": weights} | line)
+            said = {"step": step, "weights": weights} | {
+                k: f"{v:.4f}" for k, v in line.items() if v
+            }
+            logging.info("%s: %s", stage, ", ".join(f"{key} {said[key]}" for key in said))
+        # A run that was killed comes by again.
+        kept = [
+            row
+            for row in results.read_rows(path)
+            if row["stage"] != stage or int(row["step"]) < step
+        ]
+        results.write_rows(path, [*kept, *found])
+
+    return follow
 
 
 def _settled(trained, config, stream):
@@ -520,6 +591,24 @@ def _settled(trained, config, stream):
 # --- evaluation ----------------------------------------------------------------------------------
 
 
+def _outputs(model, config, images, preprocess, count, update=lambda done: None):
+    """Returns a model's outputs for the first `count` images, float32 (count, classes)."""
+    batches = pipeline.batches(
+        images,
+        input_size=model.input_shape[1:3],
+        channels=model.input_shape[3],
+        batch_size=config.batch_size,
+        preprocess=preprocess,
+        indices=np.arange(count),
+    )
+    done, parts = 0, []
+    for part in runtimes.run_keras(model, (x for x, _ in batches)):
+        parts.append(part)
+        done += len(part)
+        update(done)
+    return np.concatenate(parts)
+
+
 def _evaluate(config, output_dir, images, preprocess):
     """Returns a table of float, PTQ and QAT on the same images, and the row's columns."""
     count = min(config.limit or len(images), len(images))
@@ -529,21 +618,8 @@ def _evaluate(config, output_dir, images, preprocess):
         names.append("qat_last_weights")
     for name in names:
         model, _ = manifest.load_model(output_dir / f"{name}.keras")
-        batches = pipeline.batches(
-            images,
-            input_size=model.input_shape[1:3],
-            channels=model.input_shape[3],
-            batch_size=config.batch_size,
-            preprocess=preprocess,
-            indices=np.arange(count),
-        )
         with progress.bar(f"measuring {name}", count) as update:
-            done, parts = 0, []
-            for part in runtimes.run_keras(model, (x for x, _ in batches)):
-                parts.append(part)
-                done += len(part)
-                update(done)
-        outputs[name] = np.concatenate(parts)
+            outputs[name] = _outputs(model, config, images, preprocess, count, update)
     rows, row = [], {"images": count}
     choice = outputs["float"].argmax(axis=1)
     labelled = images.num_classes > 1  # pictures have no labels: agreement and KL say enough

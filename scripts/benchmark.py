@@ -5,6 +5,8 @@
 
 Steps are interleaved (float, QAT, float, QAT ...), so that a machine that slows down slows all; the
 figures are medians.  Without --model the networks have random weights: time does not depend on them.
+tfmot's steps beside ours need `pip install -e '.[tfmot]'`: its own float network is tf_keras', and
+its ratio is to that one.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from lowbit import calibration, lowering, manifest, mlir, placement, results, sp
 from lowbit import layers as quantized_layers
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from qat import methods
 
 STEP_SIZE, STEP_BATCH = 96, 8
 
@@ -60,49 +63,59 @@ def row(what, seconds, ratio=None, of=None, limit=None):
 
 
 def steps(arguments):
-    """A step of MobileNet-v2 (96 pixels, batch 8): QAT in two phases against float training."""
+    """A step of MobileNet-v2 (96 pixels, batch 8): QAT against float training, ours and tfmot's."""
     random = np.random.default_rng(0)
     x = random.uniform(-1, 1, (STEP_BATCH, STEP_SIZE, STEP_SIZE, 3)).astype(np.float32)
     labels = random.integers(0, 1000, STEP_BATCH)
+    shape = (STEP_SIZE, STEP_SIZE, 3)
 
     def network():
         keras.utils.set_random_seed(0)
-        shape = (STEP_SIZE, STEP_SIZE, 3)
         return keras.applications.MobileNetV2(shape, weights=None, classifier_activation=None)
 
-    def quantized(frozen, mode):
+    def quantized(frozen, mode, quantizer="ste"):
         model = placement.place(network(), spec.scheme("w8a8"), mode)
         calibration.calibrate(model, [x])
+        model = methods.prepare(model, quantizer, mode)
         for layer in quantized_layers.weighted_layers(model):
             layer.batch_norm_frozen = frozen
         return model
 
+    ours, theirs = "float step", "float step of tf_keras"
     trainees = {
-        "float step": network(),
-        "QAT step, frozen batch norm, moving ranges": quantized(True, "moving"),
-        "QAT step, frozen batch norm, frozen ranges": quantized(True, "frozen"),
-        "QAT step, batch norm correction, moving ranges": quantized(False, "moving"),
+        ours: (network(), ours, None),
+        "QAT step, frozen batch norm, moving ranges": (quantized(True, "moving"), ours, 1.15),
+        "QAT step, frozen batch norm, frozen ranges": (quantized(True, "frozen"), ours, 1.15),
+        "QAT step, batch norm correction, moving ranges": (quantized(False, "moving"), ours, 1.6),
+        "QAT step, frozen batch norm, LSQ": (quantized(True, "trainable", "lsq"), ours, None),
+        "QAT step, frozen batch norm, DSQ": (quantized(True, "trainable", "dsq"), ours, None),
     }
-    limits = (None, 1.3, 1.3, 1.6)
-    seconds = {name: [] for name in trainees}
-    for model in trainees.values():
+    for model, _, _ in trainees.values():
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(1e-4, 0.9), loss, jit_compile=False)
+    if not arguments.skip_peers:
+        import peers
+
+        for name, model in zip(
+            (theirs, "tfmot QAT step"), peers.tfmot_trainees(shape), strict=True
+        ):
+            trainees[name] = (model, theirs, None)
+    seconds = {name: [] for name in trainees}
+    for model, _, _ in trainees.values():
         for _ in range(3):
             model.train_on_batch(x, labels)
     for _ in range(arguments.repeats):
-        for name, model in trainees.items():
+        for name, (model, _, _) in trainees.items():
             seconds[name].append(timed(lambda model=model: model.train_on_batch(x, labels))[0])
-    reference = seconds["float step"]
     return [
         row(
             name,
-            statistics.median(values),
-            statistics.median(a / b for a, b in zip(values, reference, strict=True)),
-            "float step",
+            statistics.median(seconds[name]),
+            statistics.median(a / b for a, b in zip(seconds[name], seconds[of], strict=True)),
+            of,
             limit,
         )
-        for (name, values), limit in zip(seconds.items(), limits, strict=True)
+        for name, (_, of, limit) in trainees.items()
     ]
 
 

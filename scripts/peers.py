@@ -1,8 +1,9 @@
-"""The two peer post-training quantizers, as their users run them, behind three functions.
+"""The peers, as their users run them: two post-training quantizers, and tfmot's training.
 
     float_tflite         Keras 3 model -> float32 .tflite with a serving signature
     converter_ptq        Keras 3 model -> int8 .tflite by the TFLite converter of TensorFlow
     litert_quantizer_ptq float .tflite -> int8 .tflite by litert-quantizer (was ai-edge-quantizer)
+    tfmot_trainees       MobileNet-v2 of tf_keras in float, and quantized for training by tfmot
 
 Both give static int8 files: weights per channel, activations per tensor, int8 input and output.
 Both see the same float graph: static batch of 1, batch norm folded by the converter.
@@ -174,3 +175,25 @@ def litert_quantizer_weights(float_tflite_model: bytes, recipe_name: str) -> byt
 
     weights = quantizer.Quantizer(float_tflite_model, getattr(recipe, recipe_name)())
     return bytes(weights.quantize(enable_progress_report=False).quantized_model)
+
+
+def tfmot_trainees(shape: tuple[int, int, int]):
+    """Returns (float, quantized) MobileNet-v2 of tf_keras, random weights, compiled for SGD.
+
+    tfmot refuses Keras 3's models; both Keras run side by side in one process.
+
+    Args:
+      shape: of an image: height, width, channels.
+    """
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
+
+    def compiled(model):
+        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(tf_keras.optimizers.SGD(1e-4, 0.9), loss)
+        return model
+
+    tf_keras.utils.set_random_seed(0)
+    network = tf_keras.applications.MobileNetV2(shape, weights=None, classifier_activation=None)
+    quantized = tfmot.quantization.keras.quantize_model(network)
+    return compiled(network), compiled(quantized)

@@ -8,6 +8,7 @@ RESULTS = pathlib.Path("results")
 PAGES = (
     *(f"whitepaper_table_{table}.md" for table in range(1, 7)),
     *(f"dsq_table_{table}.md" for table in range(2, 8)),
+    "practice.md",
 )
 
 SECTIONS = (

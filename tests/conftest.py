@@ -1,5 +1,6 @@
 """Shared fixtures: a fixed seed, images that look like images, weights as of a trained model."""
 
+import io
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -8,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import hypothesis
 import numpy as np
 import pytest
+from PIL import Image
 
 # No deadlines: a loaded machine is not a failing test.  CI draws the same examples every time.
 hypothesis.settings.register_profile(
@@ -61,3 +63,34 @@ def randomize(rng):
         return model
 
     return randomize_weights
+
+
+def _jpegs(count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        file = io.BytesIO()
+        pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(pixels).resize((size, size)).save(file, "JPEG")
+        yield file.getvalue()
+
+
+@pytest.fixture
+def jpegs():
+    """A function that gives pictures of noise as the bytes of JPEG files."""
+    return _jpegs
+
+
+@pytest.fixture
+def small_cifar():
+    """A function that writes a few pictures in the layout of cifar10_jpeg.npz."""
+
+    def write(path, **counts):
+        arrays = {"classes": np.array([str(i) for i in range(10)])}
+        for split, count in counts.items():
+            files = list(_jpegs(count, 32))
+            arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
+            arrays[f"{split}_end"] = np.cumsum([len(file) for file in files])
+            arrays[f"{split}_label"] = np.arange(count) % 10
+        np.savez(path, **arrays)
+
+    return write

@@ -1,12 +1,9 @@
 """eval.dsq: flags, the commands of a row, and whole small runs on both layouts of images."""
 
-import io
 import os
 import pathlib
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from eval import dsq, dsq_published
 from lowbit import models, results, spec
@@ -75,25 +72,10 @@ def test_a_report_has_the_papers_rows_and_below_them_ours():
     assert (ours["before training"], ours["hours"]) == ("25.00", "0.50")
 
 
-def jpegs(count, size, seed=0):
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        file = io.BytesIO()
-        pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
-        Image.fromarray(pixels).resize((size, size)).save(file, "JPEG")
-        yield file.getvalue()
-
-
 @pytest.mark.slow
-def test_table_4_on_a_small_cifar(tmp_path, monkeypatch):
+def test_table_4_on_a_small_cifar(tmp_path, monkeypatch, small_cifar):
     monkeypatch.chdir(tmp_path)
-    arrays = {"classes": np.array([str(i) for i in range(10)])}
-    for split, count in (("train", 40), ("test", 20)):
-        files = list(jpegs(count, 32))
-        arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
-        arrays[f"{split}_end"] = np.cumsum([len(file) for file in files])
-        arrays[f"{split}_label"] = np.arange(count) % 10
-    np.savez("cifar.npz", **arrays)
+    small_cifar("cifar.npz", train=40, test=20)
     options = {
         "dataset": "cifar.npz",
         "root": str(tmp_path),
@@ -121,7 +103,7 @@ def test_table_4_on_a_small_cifar(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_table_7_on_imagenets_layout(tmp_path, monkeypatch):
+def test_table_7_on_imagenets_layout(tmp_path, monkeypatch, jpegs):
     import tensorflow as tf
 
     monkeypatch.chdir(tmp_path)

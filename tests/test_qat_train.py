@@ -95,6 +95,30 @@ def test_a_run_saves_three_models_and_says_what_they_reach(tmp_path, range_mode)
     tflite_file.write(lowering.lower(model))
 
 
+def test_measuring_in_between_changes_nothing_and_ends_with_what_is_saved(tmp_path):
+    """The quantized network's curve and, with a moving average of the weights, both of theirs."""
+    small_network(tmp_path / "float_model.keras")
+    options = {"ema_decay": 0.8, "freeze_batch_norm_step": 6, "float_epochs": 1, "batch_size": 64}
+    trained = {}
+    for every in (None, 8):
+        folder = tmp_path / f"run_{every}"
+        more = {"evaluate_every": every, "output_dir": str(folder)}
+        row = train.train(config(tmp_path, **options, **more))
+        trained[every] = manifest.load_model(folder / "qat.keras")[0].get_weights()
+        assert (folder / "validation.csv").exists() == (every is not None)
+    for a, b in zip(*trained.values(), strict=True):
+        np.testing.assert_array_equal(a.view(np.int32), b.view(np.int32))
+    rows = results.read_rows(folder / "validation.csv")
+    found = [(line["step"], line["weights"]) for line in rows if line["stage"] == "QAT"]
+    assert found == [(step, each) for step in ("8", "12") for each in ("last", "average")]
+    whole = [int(line["step"]) for line in rows if line["stage"] == "float training"]
+    assert whole == [*range(8, whole[-1], 8), whole[-1]] and whole[-1] > 16
+    for line, name in zip(rows[-2:], ("qat_last_weights", "qat"), strict=True):
+        for column in ("top1", "kl", "agreement"):
+            assert float(line[column]) == pytest.approx(row[f"{column}_{name}"], abs=1e-9)
+    assert rows[-2]["kl"] != rows[-1]["kl"]
+
+
 def test_pictures_without_labels_and_a_start_from_ptq(tmp_path):
     model = small_network(tmp_path / "float_model.keras")
     pictures = tmp_path / "pictures" / "some" / "folder"
