@@ -121,8 +121,7 @@ def tabulate(config: Config) -> dict:
       ValueError: for bad input at once, and at the end where rows failed.
     """
     start = time.monotonic()
-    if config.root is not None and not os.path.isdir(config.root):
-        raise FileNotFoundError(f"--root {config.root}: no such folder")
+    networks.check_root(config.root)
     chosen = _chosen(config)
     os.makedirs(config.output_dir, exist_ok=True)
     os.makedirs(config.work_dir, exist_ok=True)
@@ -271,13 +270,7 @@ def _measure(config, row, commands):
     }
     log = os.path.join(config.work_dir, "log.txt")
     try:
-        for command in commands:
-            folder = command[-1].partition("=")[2]
-            if command is commands[0] and os.path.exists(f"{folder}/results.csv"):
-                continue  # the float network of an earlier row
-            last, seconds, peak = processes.run(command, config.root, log)
-            found["seconds"] = round(found["seconds"] + seconds, 1)
-            found["peak_mib"] = max(found["peak_mib"], peak)
+        for command, last in processes.run_all(commands, config.root, log, found):
             if command[0] == "qat.train":
                 names = {"top1_float": "float_top1", "top1_ptq": "ptq_top1", "top1_qat": "top1"}
                 names |= {name: name for name in ("images", "steps", "training_seconds")}
@@ -346,12 +339,8 @@ def page(
         text += _alphas(found)
     else:
         text += results.markdown(lines, list(lines[0])) if lines else ["Nothing is measured."]
-    text += ["", "## Commands", ""]
-    rooted = any("$ROOT" in row["commands"] for row in found.values())
-    text += ["`ROOT` is the folder given as --root.", ""] if rooted else []
-    commands = dict.fromkeys(
-        command for row in found.values() for command in row["commands"].split(" && ")
-    )
+    text += ["", *processes.heading(found.values())]
+    commands = processes.each_once(found.values())
     return "\n".join([*text, *(f"    {command}" for command in commands), ""])
 
 

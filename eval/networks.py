@@ -157,6 +157,12 @@ def picked(text: str, allowed, flag: str, what: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def check_root(root: str | None) -> None:
+    """Raises FileNotFoundError where --root is no folder."""
+    if root is not None and not os.path.isdir(root):
+        raise FileNotFoundError(f"--root {root}: no such folder")
+
+
 def located(path: str, root: str | None) -> str:
     """Returns `path` as "$ROOT/path" where it lies under --root, else as it is.
 

@@ -28,7 +28,7 @@ from lowbit.data import datasets
 class Run:
     """A training run: how it differs from "base"."""
 
-    flags: tuple[str, ...] = ()  # of qat.train; {half} and {quarter} stand for steps
+    flags: tuple[str, ...] = ()  # of qat.train; {steps}, {half} and {quarter} are numbers of steps
     network: str = "mobilenet_cifar"
     alpha: float | None = None  # None: the command's
     scheme: str | None = None  # None: the command's
@@ -37,9 +37,10 @@ class Run:
 
 HALF = "--freeze_batch_norm_step={half}"
 CORRECTION = "--batch_norm=correction"
+BASE = (HALF, CORRECTION, "--ema_decay=0.99")
 WIDTHS = (0.25, 0.5, 1.0)
 RUNS = {
-    "base": Run((HALF, CORRECTION, "--ema_decay=0.99")),
+    "base": Run(BASE),
     "scratch": Run((HALF, CORRECTION), scratch=True),
     "stochastic": Run((HALF, CORRECTION, "--quantizer=stochastic")),
     "no_correction": Run(("--freeze_batch_norm_step={steps}", "--batch_norm=none")),
@@ -48,7 +49,8 @@ RUNS = {
     "relu": Run((HALF, CORRECTION), network="mobilenet_cifar_relu"),
     "delay": Run((HALF, CORRECTION, "--quant_delay={quarter}")),
     **{
-        f"width_{width:g}_{scheme}": Run((HALF, CORRECTION), alpha=width, scheme=scheme)
+        # With base's flags: where a width and a scheme are the command's own, base's row serves.
+        f"width_{width:g}_{scheme}": Run(BASE, alpha=width, scheme=scheme)
         for width in WIDTHS
         for scheme in ("w8a8", "w4a8")
     },
@@ -148,8 +150,7 @@ def measure(config: Config) -> dict:
       ValueError: for bad input at once, and at the end where runs failed.
     """
     start = time.monotonic()
-    if config.root is not None and not os.path.isdir(config.root):
-        raise FileNotFoundError(f"--root {config.root}: no such folder")
+    networks.check_root(config.root)
     chosen = {
         name: EXPERIMENTS[name]
         for name in networks.picked(config.experiments, EXPERIMENTS, "--experiments", "experiments")
@@ -263,15 +264,9 @@ def _measure(config, name, commands):
     }
     curve = []
     try:
-        for command in commands:
-            folder = command[-1].partition("=")[2]
-            if command is not commands[-1] and os.path.exists(f"{folder}/results.csv"):
-                continue  # the float network of an earlier run
-            last, seconds, peak = processes.run(
-                command, config.root, os.path.join(config.work_dir, "log.txt")
-            )
-            row["seconds"] = round(row["seconds"] + seconds, 1)
-            row["peak_mib"] = max(row["peak_mib"], peak)
+        log = os.path.join(config.work_dir, "log.txt")
+        *_, (command, last) = processes.run_all(commands, config.root, log, row)
+        folder = command[-1].partition("=")[2]
         averaged = "top1_qat_last_weights" in last
         row |= {
             "float_top1": last["top1_float"],
@@ -326,12 +321,8 @@ def page(
             )
         text += [f"## {experiment.title}", "", f"Paper: {experiment.paper}.", ""]
         text += [*results.markdown(lines, list(lines[0])), ""]
-    text += ["## Commands", ""]
-    rooted = any("$ROOT" in row["commands"] for row in found.values())
-    text += ["`ROOT` is the folder given as --root.", ""] if rooted else []
-    commands = dict.fromkeys(
-        command for row in found.values() for command in row["commands"].split(" && ")
-    )
+    text += processes.heading(found.values())
+    commands = processes.each_once(found.values())
     return "\n".join([*text, *(f"    {command}" for command in commands), ""])
 
 

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import lowbit
 from eval import networks
@@ -70,6 +70,27 @@ def run(command: Sequence[str], root: str | None, log_path: str) -> tuple[dict, 
     return row, time.monotonic() - start, usage.ru_maxrss // 1024
 
 
+def run_all(
+    commands: Sequence[Sequence[str]], root: str | None, log_path: str, row: dict
+) -> Iterator[tuple[Sequence[str], dict]]:
+    """Runs commands one after another; yields each with its result row.
+
+    The first, whose last flag is --output_dir, makes what others go on from: an earlier run may have.
+
+    Args:
+      commands, root, log_path: as in `run`.
+      row: its "seconds" and "peak_mib" grow, also where a later command fails.
+    """
+    for command in commands:
+        folder = command[-1].partition("=")[2]
+        if command is commands[0] and len(commands) > 1 and os.path.exists(f"{folder}/results.csv"):
+            continue
+        last, seconds, peak = run(command, root, log_path)
+        row["seconds"] = round(row["seconds"] + seconds, 1)
+        row["peak_mib"] = max(row["peak_mib"], peak)
+        yield command, last
+
+
 def _is_begun(command):
     folders = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]
     return command[0] == "qat.train" and any(
@@ -90,3 +111,15 @@ def shown(command: Sequence[str]) -> str:
         for word in ["python", "-m", *command]
     ]
     return " ".join(words)
+
+
+def each_once(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """Returns the commands of rows, whose "commands" has them with " && " between."""
+    return list(dict.fromkeys(one for row in rows for one in row["commands"].split(" && ")))
+
+
+def heading(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """Returns the lines of a page of Markdown that stand above its commands."""
+    rooted = any("$ROOT" in row["commands"] for row in rows)
+    note = ["`ROOT` is the folder given as --root.", ""] if rooted else []
+    return ["## Commands", "", *note]

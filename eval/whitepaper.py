@@ -244,8 +244,7 @@ def tabulate(config: Config) -> dict:
       ValueError: for bad input at once, and at the end where cells failed.
     """
     start = time.monotonic()
-    if config.root is not None and not os.path.isdir(config.root):
-        raise FileNotFoundError(f"--root {config.root}: no such folder")
+    networks.check_root(config.root)
     if config.figure is not None:
         return FIGURES[config.figure](config)
     path = os.path.join(config.output_dir, "whitepaper.csv")
@@ -670,7 +669,6 @@ def page(config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
     """Returns the table as a page of Markdown: figures, details, commands."""
     first = rows[0]
     cropped = "" if config.crop == 1 else f", the central {config.crop:g} of each side"
-    rooted = any("$ROOT" in row["commands"] for row in rows)
     lines = [
         f"# Table {config.table}: {published.TABLES[config.table].caption}",
         "",
@@ -690,14 +688,12 @@ def page(config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
             list(DETAILS.values()),
         ),
         "",
-        "## Commands",
-        "",
-        *(["`ROOT` is the folder given as --root.", ""] if rooted else []),
+        *processes.heading(rows),
     ]
     commands: dict[str, dict[str, None]] = {}  # of each network, each once
     for row in rows:
         known = commands.setdefault(row["network"], {})
-        known |= dict.fromkeys(row["commands"].split(" && "))
+        known |= dict.fromkeys(processes.each_once([row]))
     for network, known in commands.items():
         lines += [f"{network}:", "", *(f"    {command}" for command in known), ""]
     return "\n".join(lines)

@@ -14,7 +14,9 @@ from lowbit import files
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
 
-_COLORS = {"last": "#d9a441", "average": "#2a6f4e"}  # of validation curves
+_DARK, _LIGHT, _GREY = "#2a6f4e", "#d9a441", "#8a8a8a"
+_CURVES = (_DARK, _LIGHT, "#4878a8", "#a03a3a")
+_BY_WEIGHTS = {"last": _LIGHT, "average": _DARK}  # validation curves
 
 
 def training_curve(
@@ -58,7 +60,7 @@ def training_curve(
                 for row in found
                 if row["weights"] == weights
             ]
-            twin.plot(*zip(*points, strict=True), "o-", markersize=3, color=_COLORS[weights])
+            twin.plot(*zip(*points, strict=True), "o-", markersize=3, color=_BY_WEIGHTS[weights])
             twin.lines[-1].set_label(f"{title}, {weights} weights")
         twin.set_ylabel(title)
         twin.legend(frameon=False, fontsize=7, loc="lower right")
@@ -109,9 +111,6 @@ def accuracy_bars(axis, names: Sequence[str], values: Sequence[float]) -> None:
 
 
 # --- where it hurts (eval.layers) -----------------------------------------------------------------
-
-_CURVES = ("#2a6f4e", "#d9a441", "#4878a8", "#a03a3a")
-_DARK, _LIGHT, _GREY = "#2a6f4e", "#d9a441", "#8a8a8a"
 
 
 @contextlib.contextmanager

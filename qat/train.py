@@ -254,13 +254,12 @@ def train(config: Config) -> dict:
                 compiled=config.xla,
             )
             stage = "float training"
-            follow = _follower(config, output_dir, stage, steps, validation_images, preprocess)
-            after_step = follow and (
-                lambda step, averages: follow(step, lambda: float_model, averages)
-            )
             loop.fit(
                 *(float_model, stream, steps, settings, target, output_dir, stage),
-                after_step=after_step,
+                after_step=_follower(
+                    *(config, output_dir, stage, steps, validation_images, preprocess),
+                    lambda: float_model,
+                ),
             )
         manifest.save_model(float_model, float_path, facts)
 
@@ -320,11 +319,11 @@ def train(config: Config) -> dict:
             phases,
             config.checkpoint_every,
             after_step=_watcher(
-                quantized,
-                watch,
-                steps,
-                output_dir / "alpha.csv",
-                _follower(config, output_dir, "QAT", steps, validation_images, preprocess),
+                *(quantized, watch, steps, output_dir / "alpha.csv"),
+                _follower(
+                    *(config, output_dir, "QAT", steps, validation_images, preprocess),
+                    lambda: methods.plain(quantized),
+                ),
             ),
             more_variables=watch.variables() if watch else (),
         )
@@ -503,22 +502,17 @@ def _watcher(model, watch, steps, alpha_path, follow):
         if watch:
             watch.update()
         if follow:
-            follow(step, lambda: methods.plain(model), averages)
+            follow(step, averages)
         if step % max(steps // 50, 1) == 0 or step == steps:
-            found = [{"step": step} | row for row in methods.alphas(model)]
-            # A run that was killed comes by again.
-            kept = [row for row in results.read_rows(alpha_path) if int(row["step"]) < step]
-            if found:
-                results.write_rows(alpha_path, [*kept, *found])
+            _log_rows(alpha_path, [{"step": step} | row for row in methods.alphas(model)])
 
     return look
 
 
-def _follower(config, output_dir, stage, steps, images, preprocess):
+def _follower(config, output_dir, stage, steps, images, preprocess, saved):
     """Returns what measures a model on the validation images in between, or None.
 
-    It is called with the step, a function that gives the model as it would be saved, and the context
-    of the weights' averages (`loop.fit`).
+    `saved()` is the model as it would be saved; the rest is as `loop.fit` calls its `after_step`.
     """
     if config.evaluate_every is None:
         return None
@@ -526,7 +520,7 @@ def _follower(config, output_dir, stage, steps, images, preprocess):
     count = min(config.limit or len(images), len(images))
     float_outputs = None
 
-    def follow(step, saved, averages):
+    def follow(step, averages):
         nonlocal float_outputs
         if step % config.evaluate_every and step != steps:
             return
@@ -541,22 +535,28 @@ def _follower(config, output_dir, stage, steps, images, preprocess):
             if images.num_classes > 1:
                 line["top1"] = float((metrics.ranks(outputs, images.labels[:count]) == 0).mean())
             if float_outputs is not None:
-                line["kl"] = float(metrics.kl_divergence(float_outputs, outputs).mean())
-                line["agreement"] = float((outputs.argmax(1) == float_outputs.argmax(1)).mean())
+                line |= _against_float(outputs, float_outputs)
             found.append({"stage": stage, "step": step, "weights": weights} | line)
             said = {"step": step, "weights": weights} | {
                 k: f"{v:.4f}" for k, v in line.items() if v
             }
             logging.info("%s: %s", stage, ", ".join(f"{key} {said[key]}" for key in said))
-        # A run that was killed comes by again.
-        kept = [
-            row
-            for row in results.read_rows(path)
-            if row["stage"] != stage or int(row["step"]) < step
-        ]
-        results.write_rows(path, [*kept, *found])
+        _log_rows(path, found)
 
     return follow
+
+
+def _log_rows(path, rows):
+    """Adds a step's rows, if any; a run that was killed comes by again, and later ones go."""
+    if not rows:
+        return
+    stage, step = rows[0].get("stage"), rows[0]["step"]
+    kept = [
+        row
+        for row in results.read_rows(path)
+        if row.get("stage") != stage or int(row["step"]) < step
+    ]
+    results.write_rows(path, [*kept, *rows])
 
 
 def _settled(trained, config, stream):
@@ -609,6 +609,13 @@ def _outputs(model, config, images, preprocess, count, update=lambda done: None)
     return np.concatenate(parts)
 
 
+def _against_float(outputs, float_outputs):
+    """Returns the mean KL to the float network, in nats, and how often both choose the same class."""
+    same = outputs.argmax(axis=1) == float_outputs.argmax(axis=1)
+    kl = float(metrics.kl_divergence(float_outputs, outputs).mean())
+    return {"kl": kl, "agreement": float(same.mean())}
+
+
 def _evaluate(config, output_dir, images, preprocess):
     """Returns a table of float, PTQ and QAT on the same images, and the row's columns."""
     count = min(config.limit or len(images), len(images))
@@ -621,12 +628,11 @@ def _evaluate(config, output_dir, images, preprocess):
         with progress.bar(f"measuring {name}", count) as update:
             outputs[name] = _outputs(model, config, images, preprocess, count, update)
     rows, row = [], {"images": count}
-    choice = outputs["float"].argmax(axis=1)
     labelled = images.num_classes > 1  # pictures have no labels: agreement and KL say enough
     for name, values in outputs.items():
-        kl = float(metrics.kl_divergence(outputs["float"], values).mean())
-        measured = {"mean KL to float": kl, "agreement": float((values.argmax(1) == choice).mean())}
-        row |= {f"kl_{name}": kl, f"agreement_{name}": measured["agreement"]}
+        found = _against_float(values, outputs["float"])
+        row |= {f"{key}_{name}": value for key, value in found.items()}
+        measured = {"mean KL to float": found["kl"], "agreement": found["agreement"]}
         if labelled:
             correct = [metrics.ranks(outputs[one], labels) == 0 for one in (name, "float")]
             difference, error = metrics.paired_difference(*correct)
