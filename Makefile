@@ -33,7 +33,7 @@ test: lint
 
 # Real networks and images, where LOWBIT_DATA names a folder of them; kill and resume.
 slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist=loadfile
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

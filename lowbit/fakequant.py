@@ -199,7 +199,7 @@ def with_gradients(
             return as_one_loop(_forward_with_noise, compiled)(x, inputs[-1], *parameters), gradient
         return as_one_loop(forward, compiled)(x, *parameters), gradient
 
-    return quantize_and_back(*(ops.convert_to_tensor(each, "float32") for each in inputs))
+    return quantize_and_back(*(ops.cast(each, "float32") for each in inputs))
 
 
 def forward(x, scale, zero_point, code_low, code_high):

@@ -93,7 +93,7 @@ def logits_model(model: keras.Model) -> keras.Model:
         tensor = node.arguments.keras_tensors[0]
         operation = tensor._keras_history.operation
     if isinstance(operation, keras.layers.Softmax):
-        return type(model)(model.inputs, operation.input)
+        return type(model)(model.input, operation.input)
     if isinstance(operation, keras.layers.Activation | keras.layers.Dense) and (
         operation.activation is keras.activations.softmax
     ):
@@ -108,4 +108,4 @@ def _with_features(model):
     """Returns the model with two outputs: its logits, and what its last layer with weights reads."""
     model = logits_model(model)
     last = [layer for layer in model.layers if isinstance(layer, _LAST)][-1]
-    return type(model)(model.inputs, [model.outputs[0], last.input])
+    return type(model)(model.input, [model.outputs[0], last.input])

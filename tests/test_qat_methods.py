@@ -56,13 +56,14 @@ def quantized(scheme="w8a8", residual=False, **options):
     return placed
 
 
-def step(model, rate=0.05, target=None, x=None):
-    x = images() if x is None else x
+def steps(model, count=1, optimizer=0.05, target=None):
+    """Trains; returns each step's loss.  Few steps eagerly: a graph takes 3 s to trace."""
+    optimizer = keras.optimizers.SGD(optimizer) if isinstance(optimizer, float) else optimizer
     target = target or losses.labels(np.arange(5), 5)
     trainee = target.trainee(model)
-    trainee.compile(keras.optimizers.SGD(rate), target.losses, jit_compile=False)
-    labels = np.arange(len(x)) % 5
-    return trainee.train_on_batch(x, target.wanted(x, labels))
+    trainee.compile(optimizer, target.losses, jit_compile=False, run_eagerly=count < 8)
+    wanted = target.wanted(images(), np.arange(16) % 5)
+    return [float(np.ravel(trainee.train_on_batch(images(), wanted))[0]) for _ in range(count)]
 
 
 def outputs(model):
@@ -91,7 +92,7 @@ def test_a_training_form_computes_learns_and_becomes_plain(name):
             outputs(model),
         )
     before = methods.prepare(model, name)
-    step(trained, 1e-4 if name == "lsq" else 0.05)
+    steps(trained, 1, 1e-4 if name == "lsq" else 0.05)
     moved = names_that_moved(before, trained)
     what = "kernel_gain" if name == "gains" else "kernel"
     assert {f"{layer}/{what}" for layer in ("conv0", "depthwise", "conv1", "logits")} <= moved
@@ -128,11 +129,7 @@ def test_gains_keep_the_codes(scheme):
         # Else the averages move the folded kernel under a range that all channels share.
         layer.batch_norm_frozen = True
     before = {layer.name: codes(layer) for layer in layers.weighted_layers(model)}
-    x, labels = images(), np.arange(16) % 5
-    target = losses.labels(np.arange(5), 5)
-    trainee = target.trainee(model)
-    trainee.compile(rates.Adam(0.02), target.losses, jit_compile=False)
-    found = [float(trainee.train_on_batch(x, labels)) for _ in range(10)]
+    found = steps(model, 5, rates.Adam(0.02))
     assert found[-1] < found[0]
     saved = methods.plain(model)
     for layer in layers.weighted_layers(saved):
@@ -140,7 +137,7 @@ def test_gains_keep_the_codes(scheme):
         gain = np.array(model.get_layer(layer.name).gains())
         assert np.abs(gain - 1).max() > 0.01
     # What training saw but for the rounding of scales to 16 bits and of integer additions
-    np.testing.assert_allclose(outputs(saved), np.array(model(x, training=True)), atol=0.15)
+    np.testing.assert_allclose(outputs(saved), np.array(model(images(), training=True)), atol=0.15)
 
 
 def codes(layer):
@@ -166,8 +163,6 @@ def test_rates_in_steps_of_the_quantizers(name, scheme, frozen):
     model = methods.prepare(quantized(scheme), name, "trainable")
     for layer in layers.weighted_layers(model):
         layer.batch_norm_frozen = frozen
-    target = losses.labels(np.arange(5), 5)
-    trainee = target.trainee(model)
     factors = rates.in_steps(model)
     # The unit is a step of the codes, of every channel, whatever the batch norm makes of the kernel.
     layer = model.get_layer("depthwise")
@@ -183,11 +178,10 @@ def test_rates_in_steps_of_the_quantizers(name, scheme, frozen):
         alive = factor > 1e-3 * factor.max()
         unit = factors[layer.kernel.path].reshape(-1) * factor
         np.testing.assert_allclose(unit[alive], np.broadcast_to(scale, factor.shape)[alive], 1e-5)
-    before = {v.path: np.array(v) for v in trainee.trainable_variables}
+    before = {v.path: np.array(v) for v in model.trainable_variables}
     assert set(before) - set(factors) <= {path for path in before if "alpha" in path}
-    trainee.compile(rates.Adam(0.25, factors=factors), target.losses, jit_compile=False)
-    trainee.train_on_batch(images(), np.arange(16) % 5)
-    for variable in trainee.trainable_variables:
+    steps(model, 1, rates.Adam(0.25, factors=factors))
+    for variable in model.trainable_variables:
         moved = np.abs(np.array(variable) - before[variable.path])
         wanted = 0.25 * np.broadcast_to(factors.get(variable.path, 1.0), moved.shape)
         # A gradient of zero moves nothing, a tiny one less (Adam's epsilon).
@@ -200,14 +194,9 @@ def test_rates_in_steps_of_the_quantizers(name, scheme, frozen):
 @pytest.mark.parametrize("scheme", ["w4a4", "w2a4", "w3a8_per_tensor", "w4a8_asymmetric"])
 def test_every_granularity_learns_and_the_loss_falls(name, scheme):
     model = methods.prepare(quantized(scheme), name)
-    target = losses.labels(np.arange(5), 5)
-    trainee = target.trainee(model)
-    rate = 0.001 if name == "lsq" else 0.1
-    trainee.compile(keras.optimizers.SGD(rate), target.losses, jit_compile=False)
-    wanted = np.arange(16) % 5
-    found = [float(trainee.train_on_batch(images(), wanted)) for _ in range(12)]
+    found = steps(model, 6, 0.001 if name == "lsq" else 0.1)
     assert np.isfinite(found).all()
-    assert min(found[6:]) < found[0]
+    assert min(found[3:]) < found[0]
 
 
 def test_the_ranges_that_learning_starts_from():
@@ -240,7 +229,7 @@ def test_distillation_is_the_divergence_from_the_teacher():
     model = quantized("w4a8")
     for temperature in (1.0, 4.0):
         target = losses.distillation(teacher, temperature)
-        loss = float(step(model, 1e-9, target))
+        (loss,) = steps(model, 1, 1e-9, target)
         trained = methods.prepare(model, "ste")
         t, s = (
             np.float64(keras.ops.convert_to_numpy(one(images(), training=training))) / temperature
@@ -259,8 +248,7 @@ def test_features_add_a_distance_that_is_zero_for_the_teacher_itself():
     assert [x.shape for x in wanted] == [(16, 5), (16, 8)]
     assert float(target.losses[1](wanted[1], wanted[1])) == 0
     np.testing.assert_allclose(float(target.losses[1](wanted[1], 0 * wanted[1])), 2.0, rtol=1e-5)
-    total = step(quantized("w4a8"), 1e-9, target)
-    assert np.ravel(total)[0] > 0
+    assert steps(quantized("w4a8"), 1, 1e-9, target)[0] > 0
 
 
 # --- bits by layer ------------------------------------------------------------------------------
@@ -395,8 +383,7 @@ def test_dampening_draws_weights_to_their_codes():
         trained = methods.prepare(model, "ste")
         for one in layers.weighted_layers(trained):
             one.dampening = coefficient
-        for _ in range(5):
-            step(trained, 1e-3)
+        steps(trained, 5, 1e-3)
         layer = trained.get_layer("conv1")
         _, scale, _ = stability._codes(layer)
         v = np.asarray(layer.kernel).reshape(-1, 8) / scale
