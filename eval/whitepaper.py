@@ -4,7 +4,7 @@
         --networks=networks.toml
     python -m eval.whitepaper --table=3 --dataset='imagenet/validation-*' --crop=0.875 \\
         --calibration='imagenet/train-00000-of-01024'
-    python -m eval.whitepaper --figure=3 ...       a picture of the rows of table 3, same flags
+    python -m eval.whitepaper --figure=3 ...       a picture of table 3's rows; 10: of 4's; 11: of 5's
     python -m eval.whitepaper --figure=20 --models=mobilenet_v1
 
 Rows are networks (default: the paper's ten, with Keras' own weights), columns the paper's schemes and
@@ -126,8 +126,27 @@ COLUMNS = {
         ),
     },
 }
-# The bars of the paper's Figure 3, from the rows of Table 3.
-FIGURE_3 = ("float", "activation_only", "asym_per_channel", "sym_per_channel", "asym_per_layer")
+# The paper's bars, by figure: of which table, which of its columns, and the picture's title.
+BARS = {
+    3: (
+        3,
+        ("float", "activation_only", "asym_per_channel", "sym_per_channel", "asym_per_layer"),
+        "Post-training quantization by scheme",
+    ),
+    10: (
+        4,
+        (
+            *("float", "sym_per_channel_fast", "sym_per_channel_qat"),
+            *("sym_per_layer_accurate", "sym_per_layer_qat"),
+        ),
+        "8 bits, PTQ and QAT",
+    ),
+    11: (
+        5,
+        ("float", "sym_per_channel", "sym_per_channel_accurate", "sym_per_channel_qat"),
+        "4-bit weights, PTQ and QAT",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -711,16 +730,17 @@ def _detail(name, value):
 # Figures
 
 
-def draw_figure_3(config: Config) -> dict:
-    """Draws the accuracy of each scheme for each network, from the rows of table 3 that are there.
+def draw_bars(config: Config) -> dict:
+    """Draws the accuracy of some columns of a table for each network, from the rows that are there.
 
     Raises:
       ValueError: where there is none.
     """
     from lowbit import plots  # matplotlib takes a second to import
 
-    columns = {name: COLUMNS[3][name] for name in FIGURE_3}
-    plan = cells(config, 3, columns, networks.chosen(config))
+    table, names, title = BARS[config.figure]
+    columns = {name: COLUMNS[table][name] for name in names}
+    plan = cells(config, table, columns, networks.chosen(config))
     stored = results.read_rows(os.path.join(config.output_dir, "whitepaper.csv"))
     groups: dict[str, dict[str, float]] = {}
     for cell in plan:
@@ -731,21 +751,21 @@ def draw_figure_3(config: Config) -> dict:
             groups.setdefault(cell.network.row, {})[cell.name] = float(row["top1"])
     if not groups:
         raise ValueError(
-            f"{config.output_dir}/whitepaper.csv has no row for this figure: run --table=3 with the "
-            "same flags first"
+            f"{config.output_dir}/whitepaper.csv has no row for this figure: run --table={table} "
+            "with the same flags first"
         )
-    path = os.path.join(config.output_dir, "whitepaper_figure_3.png")
-    images, name = plan[0].identity["images"], pathlib.Path(config.dataset).name
+    path = os.path.join(config.output_dir, f"whitepaper_figure_{config.figure}.png")
+    images, data = plan[0].identity["images"], pathlib.Path(config.dataset).name
     plots.grouped_bars(
         groups,
-        [name for name in FIGURE_3 if any(name in group for group in groups.values())],
+        [name for name in names if any(name in group for group in groups.values())],
         path,
-        title=f"Post-training quantization by scheme, {images} images of {name}",
+        title=f"{title}, {images} images of {data}",
         label="top-1",
     )
     return {
         "tool": "eval.whitepaper",
-        "figure": 3,
+        "figure": config.figure,
         "networks": len(groups),
         "bars": sum(map(len, groups.values())),
         "dataset": config.dataset,
@@ -800,7 +820,7 @@ def draw_weights(config: Config) -> dict:
     }
 
 
-FIGURES = {3: draw_figure_3, **dict.fromkeys(WEIGHT_FIGURES, draw_weights)}
+FIGURES = {**dict.fromkeys(BARS, draw_bars), **dict.fromkeys(WEIGHT_FIGURES, draw_weights)}
 
 
 def main() -> None:

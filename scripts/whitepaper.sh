@@ -6,12 +6,15 @@
 # What is in results/whitepaper.csv already is not measured again.  The columns of tables 4 to 6 that
 # train take hours; a run that was killed goes on.
 set -u
+# In training twice: the others are of ten classes.
+pictures=images/imagenet_calibration_1000.zip
 status=0
-for what in --table=1 --table=2 --table=3 --table=4 --table=5 --table=6 --figure=3; do
+for what in --table=1 --table=2 --table=3 --table=4 --table=5 --table=6 --figure=3 --figure=10 \
+    --figure=11; do
     python -m eval.whitepaper "$what" --root="${LOWBIT_DATA:?names the folder of models and images}" \
         --networks=scripts/networks.toml --dataset=images/nips17_dev_500.zip \
-        --calibration=images/imagenet_calibration_1000.zip \
-        --training=images/imagenet_calibration_1000.zip,images/imagenette_train_5000.zip \
+        --calibration="$pictures" \
+        --training="$pictures,$pictures,images/imagenette_train_5000.zip" \
         "$@" || status=1
 done
 for what in --figure=18 --figure=19; do
