@@ -350,18 +350,21 @@ def _alphas(found):
     folder = [word for word in row["commands"].split() if word.startswith("--output_dir=")][-1]
     rows = results.read_rows(os.path.join(folder.partition("=")[2].strip('"'), "alpha.csv"))
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
-    learnt = {(row["layer"], row["part"]): row["alpha"] for row in last}
-    lines = []
-    for layer, (weights, activations) in dsq_published.LEARNT_ALPHA.items():
-        ours = learnt.get((layer, "weights"))
-        lines.append(
-            {
-                "layer": layer,
-                "weights, paper": f"{weights:.4f}",
-                "weights": "-" if ours is None else f"{float(ours):.4f}",
-                "activations, paper": f"{activations:.4f}",
-            }
-        )
+    learnt = {
+        (layer, row["part"]): f"{float(row['alpha']):.4f}"
+        for row in last
+        for layer in ([row["layer"]] if row["part"] == "weights" else row["read_by"].split())
+    }
+    lines = [
+        {
+            "layer": layer,
+            "weights, paper": f"{weights:.4f}",
+            "weights": learnt.get((layer, "weights"), "-"),
+            "activations, paper": f"{activations:.4f}",
+            "activations": learnt.get((layer, "activations"), "-"),
+        }
+        for layer, (weights, activations) in dsq_published.LEARNT_ALPHA.items()
+    ]
     return results.markdown(lines, list(lines[0]))
 
 

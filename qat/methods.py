@@ -87,9 +87,23 @@ def prepare(model: keras.Model, name: str, range_mode: str | None = None) -> ker
 
 
 def alphas(model: keras.Model) -> list[dict]:
-    """Returns what DSQ's alpha is in each layer: rows of layer, part and alpha; [] without DSQ."""
+    """Returns what DSQ's alpha is in each layer; [] without DSQ.
+
+    Rows of layer, part ("weights" or "activations"), alpha, and of activations read_by: the layers with
+    weights that read the tensor, which is how DSQ's Table 2 names it.
+    """
+    readers: dict[str, list[str]] = {}
+    for layer in layers.weighted_layers(model):
+        quantizer = layer.input_quantizer()
+        if quantizer is not None:
+            readers.setdefault(quantizer.name, []).append(layer.name)
     return [
-        {"layer": layer, "part": part, "alpha": float(ops.convert_to_numpy(alpha))}
+        {
+            "layer": layer,
+            "part": part,
+            "alpha": float(ops.convert_to_numpy(alpha)),
+            "read_by": " ".join(readers.get(f"{layer}_quantizer", [])) if part != "weights" else "",
+        }
         for layer, part, alpha in _alphas(model)
     ]
 

@@ -402,3 +402,16 @@ def test_batch_norm_without_correction_puts_the_batch_in_the_weights():
     wanted = wanted * np.asarray(layer.gamma) + np.asarray(layer.beta)
     layer.batch_norm_mode = "none"
     np.testing.assert_allclose(layer(x, training=True), wanted, atol=1e-4)
+
+
+def test_alphas_name_the_layers_that_read_a_tensor():
+    model = methods.prepare(quantized("w4a4", residual=True, additions="w8a8"), "dsq")
+    found = {(row["layer"], row["part"]): row["read_by"] for row in methods.alphas(model)}
+    assert {layer for layer, part in found if part == "weights"} == {
+        *("conv0", "depthwise", "conv1", "conv2", "logits")
+    }
+    assert found["input", "activations"] == "conv0"
+    assert found["depthwise_input", "activations"] == "depthwise"
+    assert found["relu0", "activations"] == ""  # the addition and the copy read it
+    assert found["conv1", "weights"] == ""
+    assert methods.alphas(methods.prepare(model, "ste")) == []
