@@ -84,7 +84,7 @@ def quantize(config: Config) -> dict:
             raise ValueError(f"--{flag} is {getattr(config, flag)}; at least 1 image is needed")
     if config.model in models.ZOO and config.weights is None:
         raise ValueError(f"--model={config.model} needs --weights: random weights have no ranges")
-    dataset = datasets.open_dataset(config.dataset, "all")
+    dataset = datasets.open_pictures(config.dataset)
     model, facts = models.load(
         config.model, config.weights, input_size=config.input_size, alpha=config.alpha
     )
@@ -92,7 +92,7 @@ def quantize(config: Config) -> dict:
     text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     preprocess = preprocessing.parse(text)
     quantized, reference = recipes.place(model, bits, recipe.corrections)
-    count = min(config.calibration_images, len(dataset))
+    count = datasets.available(config.calibration_images, dataset, "--calibration_images")
 
     def images():
         batches = pipeline.calibration_batches(

@@ -271,7 +271,9 @@ def train(config: Config) -> dict:
     elif not ptq_path.exists():
         quantized = placement.place(float_model, bits)
         if calibration.observed_points(quantized):
-            count = min(config.calibration_images, len(training_images))
+            count = datasets.available(
+                config.calibration_images, training_images, "--calibration_images"
+            )
             with progress.bar("calibrating", count) as update:
                 calibration.calibrate(
                     quantized,

@@ -479,6 +479,39 @@ def test_labels_csv(tmp_path, kind):
     assert 1 <= len(validation) <= 10
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_pictures_need_no_labels(tmp_path, kind):
+    folder = tmp_path / "set"
+    pixels = labelled_folder(folder)
+    (folder / "labels.csv").unlink()
+    write(folder / "notes.txt", "no picture")
+    write(folder / "._000.png", "what macOS leaves")
+    path = folder if kind == "folder" else zipped(folder, tmp_path / "set.zip", "inner/")
+    every = datasets.open_pictures(path)
+    np.testing.assert_array_equal(np.stack(all_images(every)), np.stack(pixels))
+    assert every.num_classes == 1 and not every.labels.any()
+    train, validation = (datasets.open_pictures(path, s) for s in ("train", "validation"))
+    assert contents(train) | contents(validation) == contents(every)
+    assert contents(train).isdisjoint(contents(validation))
+    twice = datasets.open_pictures(f"{path}, {path}")
+    assert len(twice) == 80
+    if kind == "zip":
+        with raises(FileNotFoundError, path, "holds no labels.csv"):
+            datasets.open_dataset(path)
+        with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+            archive.writestr("a.txt", "no picture")
+        with raises(ValueError, "none.zip", "holds no images"):
+            datasets.open_pictures(tmp_path / "none.zip")
+
+
+def test_fewer_images_than_asked_for_are_said(caplog):
+    with caplog.at_level("WARNING"):
+        assert datasets.available(50, fake(50), "--calibration_images") == 50
+        assert not caplog.text
+        assert datasets.available(60, fake(50), "--calibration_images") == 50
+    assert "--calibration_images is 60; fake has 50 images" in caplog.text
+
+
 def test_labels_csv_with_names_and_byte_order_mark(tmp_path):
     write(tmp_path / "sub" / "a.png", encoded(noise(0)))
     write(tmp_path / "b.png", encoded(noise(1)))

@@ -6,6 +6,7 @@ import os
 import re
 
 import numpy as np
+from absl import logging
 
 from lowbit.data import arrays, downloads, folders, images, tfrecords
 
@@ -55,17 +56,19 @@ def open_pictures(names_or_paths: str, split: str = "all") -> Dataset:
     """Returns images without their labels, from one source or several with commas between them.
 
     Args:
-        names_or_paths: as in `open_dataset`, or folders of image files at any depth.
+        names_or_paths: as in `open_dataset`, or folders and .zip files of images at any depth.
         split: as in `open_dataset`, of each.
 
     Raises as `open_dataset`.
     """
     joined = None
-    for one in names_or_paths.split(","):
+    for one in os.fspath(names_or_paths).split(","):
         one = one.strip()
         folder = os.path.expanduser(one)
         if os.path.isdir(folder) and not tfrecords.find_files(folder):
             found = folders.open_pictures(folder, split)
+        elif folder.lower().endswith(".zip") and os.path.isfile(folder):
+            found = folders.open_zip(folder, split, labels_needed=False)
         else:
             found = open_dataset(one, split)
         if joined is not None:
@@ -73,6 +76,13 @@ def open_pictures(names_or_paths: str, split: str = "all") -> Dataset:
         joined = found
     nothing = np.zeros(len(joined), np.int64)
     return dataclasses.replace(joined, labels=nothing, num_classes=1, class_names=None)
+
+
+def available(count: int, dataset: Dataset, flag: str) -> int:
+    """Returns how many images there are to take, at most `count`; says so where they are fewer."""
+    if len(dataset) < count:
+        logging.warning("%s is %d; %s has %d images", flag, count, dataset.name, len(dataset))
+    return min(count, len(dataset))
 
 
 # Data sets known by name whose images for measuring are a split of their own.

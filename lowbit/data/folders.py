@@ -58,8 +58,12 @@ def _image_files(folder: str) -> list[str]:
         os.path.join(parent, file)
         for parent, _, files in os.walk(folder)
         for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+        if _is_image(file)
     )
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES) and not posixpath.basename(path).startswith(".")
 
 
 def _class_folders(path: str, classes: list[str] | None):
@@ -129,9 +133,10 @@ def _open_labelled_folder(path: str, split: str) -> images.Dataset:
     return images.split_by_content(*_from_files(path, files, labels, class_names), split)
 
 
-def open_zip(path: str, split: str) -> images.Dataset:
+def open_zip(path: str, split: str, labels_needed: bool = True) -> images.Dataset:
     """Returns a .zip of images with labels.csv; file names in it are relative to labels.csv.
 
+    Without labels.csv, where labels are not needed, all its image files, and every label is 0.
     Members are read and decoded when asked for.  The checksum that decides the split is the CRC-32
     that the .zip stores of each member, so that nothing is read to split.
 
@@ -154,17 +159,23 @@ def open_zip(path: str, split: str) -> images.Dataset:
 
     members = set(archive.namelist())
     tables = [name for name in members if posixpath.basename(name) == LABELS]
-    if not tables:
+    if tables:
+        table = min(tables, key=lambda name: (name.count("/"), name))
+        folder = posixpath.dirname(table)
+        files, labels, class_names = _read_labels(
+            member_bytes(table),
+            f"{path}:{table}",
+            lambda file: posixpath.join(folder, file) in members,
+            path,
+        )
+        files = [posixpath.join(folder, file) for file in files]
+    elif labels_needed:
         raise FileNotFoundError(f"{path}: holds no {LABELS} (first columns file,label)")
-    table = min(tables, key=lambda name: (name.count("/"), name))
-    folder = posixpath.dirname(table)
-    files, labels, class_names = _read_labels(
-        member_bytes(table),
-        f"{path}:{table}",
-        lambda file: posixpath.join(folder, file) in members,
-        path,
-    )
-    files = [posixpath.join(folder, file) for file in files]
+    else:
+        files = sorted(filter(_is_image, members))
+        if not files:
+            raise ValueError(f"{path}: holds no images: no files of {' '.join(SUFFIXES)}")
+        labels, class_names = np.zeros(len(files), np.int64), None
     dataset = images.Dataset(
         path,
         labels,
