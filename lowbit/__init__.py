@@ -13,6 +13,7 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     kernels        the simulator: codes as the kernels compute them                    NumPy only
     fakequant      the same arithmetic in keras.ops, with gradients
     lsq, pact, dsq, stochastic, binary     other gradients of the same rounding
+    batch_statistics       batch normalization by a batch's own statistics
     quantizers, layers     what a quantized Keras model is made of
     functional, placement  float model to quantized model
     auto_ranges    of several ranges the one that hurts the next layers least

@@ -9,9 +9,9 @@ is what inference computes, and training after the freeze.  Before it, batch sta
 output while the weights keep the long-term factor, so that they do not jitter from batch to batch
 (whitepaper section 3.2.2).  One convolution serves both:
 
-    z = conv(x, Q(kernel * factor))                              eq. 24
-    mean_B, variance_B = moments(z) / factor, / factor^2         statistics of the unscaled output
-    y = gamma * (z / factor - mean_B) / sqrt(variance_B + epsilon) + beta       eq. 25-27
+    z = conv(x, Q(kernel * factor) / factor)                     eq. 24, unscaled
+    mean_B, variance_B = moments(z)
+    y = gamma * (z - mean_B) / sqrt(variance_B + epsilon) + beta                eq. 25-27
 
 The paper takes the statistics from a second convolution with float weights; these come from the
 quantized ones (docs/numerics.md).  A channel whose factor is too small to divide by (gamma zero or
@@ -26,7 +26,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from lowbit import affine, binary, fakequant, quantizers
+from lowbit import affine, batch_statistics, binary, fakequant, quantizers
 
 # Below these a channel's statistics cannot be read off its quantized output: |gamma|, and the codes
 # that its largest weight has.  With 8-bit per-tensor weights a channel rounds to zero as soon as its
@@ -345,16 +345,12 @@ class _QuantizedWeights:
             quantized = self.quantize_in_training(inference, scale, zero_point)
             mask = self.scale_channels(ops.ones_like(kernel), ops.cast(alive, "float32"))
             kernel = ops.where(mask > 0, quantized, kernel)
-        z = self.linear(x, kernel)
-
-        axes = tuple(range(len(z.shape) - 1))
-        z_mean, z_variance = ops.moments(z, axes=axes)
-        mean, variance = z_mean / factor, z_variance / ops.square(factor)
+        z = self.linear(x, self.scale_channels(kernel, 1.0 / factor))
+        y, mean, variance = batch_statistics.normalize(z, self.gamma, self.beta, epsilon)
         bias = self.bias if self.use_bias else 0.0
         self._average(self.moving_mean, mean + bias, momentum)
         self._average(self.moving_variance, variance, momentum)
-        multiplier = self.gamma / (factor * ops.sqrt(variance + epsilon))
-        return z * multiplier + (self.beta - z_mean * multiplier)
+        return y
 
     def _call_without_correction(self, x):
         """Training with the batch's statistics in the weights (whitepaper Figure 8): they jitter.
