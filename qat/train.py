@@ -209,7 +209,7 @@ def train(config: Config) -> dict:
         validation_images = open_training(config.dataset, "validation")
     else:
         training_images = open_training(config.dataset, "train_whole")
-        validation_images = datasets.open_dataset(config.val_dataset, "all")
+        validation_images = _open_validation(config)
 
     # --- float model ---
     float_path = output_dir / "float.keras"
@@ -411,6 +411,15 @@ def _load_start(config):
                 f"{getattr(config, name)}"
             )
     return model, facts
+
+
+def _open_validation(config):
+    try:
+        return datasets.open_dataset(config.val_dataset)
+    except (ValueError, FileNotFoundError):
+        if not config.distill:
+            raise
+    return datasets.open_pictures(config.val_dataset)  # agreement and KL need no labels
 
 
 def _record_config(config, output_dir):

@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import keras
@@ -40,10 +41,10 @@ def main():
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--skip_peers", action="store_true")
-    parser.add_argument("--only", help="one of step, export, ptq, memory")
+    parser.add_argument("--only", help="one of step, export, ptq, memory, backends")
     parser.add_argument("--output_dir", default="results")
     arguments = parser.parse_args()
-    parts = {"step": steps, "export": export, "ptq": ptq, "memory": memory}
+    parts = {"step": steps, "export": export, "ptq": ptq, "memory": memory, "backends": backends}
     rows = []
     for name, part in parts.items():
         if arguments.only in (None, name):
@@ -124,6 +125,39 @@ def timed(function):
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
+
+
+# --- backends ------------------------------------------------------------------------------------
+
+CIFAR_IMAGES, BACKEND_BATCH, BACKEND_STEPS = 50_000, 128, 24
+
+
+def backends(arguments):
+    """An epoch of ResNet-20 on CIFAR-10, w8a8, from the steps of a short run of qat.train."""
+    seconds = {}
+    for backend in ("tensorflow", "jax"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "qat.train", "--model=resnet20", "--scheme=w8a8"]
+            command += [f"--dataset={arguments.dataset}", "--float_epochs=0", "--limit=64"]
+            command += [f"--batch_size={BACKEND_BATCH}", f"--steps={BACKEND_STEPS}"]
+            command += ["--freeze_batch_norm_step=0", f"--output_dir={folder}/run"]
+            environment = os.environ | {"KERAS_BACKEND": backend}
+            subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+            times = [
+                float(row["seconds"]) for row in results.read_rows(f"{folder}/run/training.csv")
+            ]
+        first = BACKEND_STEPS // 3  # the first steps compile
+        step = (times[-1] - times[first]) / (BACKEND_STEPS - 1 - first)
+        seconds[backend] = step * CIFAR_IMAGES / BACKEND_BATCH
+    return [
+        row(
+            f"epoch of ResNet-20, w8a8, {backend}",
+            value,
+            value / seconds["tensorflow"],
+            "TensorFlow",
+        )
+        for backend, value in seconds.items()
+    ]
 
 
 # --- export --------------------------------------------------------------------------------------

@@ -154,7 +154,8 @@ def test_pictures_without_labels_and_a_start_from_ptq(tmp_path):
     # The PTQ model of that run as the start of another.
     start = str(run / "ptq.keras")
     other = {"model": model, "output_dir": str(tmp_path / "second"), "start": start, "steps": 2}
-    train.train(config(tmp_path, **(options | other)))
+    other["val_dataset"] = str(tmp_path / "pictures")
+    assert train.train(config(tmp_path, **(options | other)))["images"] == 24
     ptq, again = (
         manifest.load_model(folder / "ptq.keras")[0] for folder in (run, tmp_path / "second")
     )
