@@ -20,7 +20,8 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     calibration    ranges from images
     walk           a quantized and a float model side by side, operation by operation
     lowering       quantized model to integer graph
-    tflite_file, lint  integer graph to `.tflite` and back; faults of any file
+    tflite_file    integer graph to `.tflite` and back
+    tflite_view, census, lint      any tool's file: what it holds, costs, and does wrong
     boundary, mlir         uint8 and float32 input and output; the MLIR route
     data, models   images; networks
     files, results, plots, progress    files written whole; rows, pictures, bars

@@ -21,29 +21,18 @@ demand beyond it:
 | operator versions       | those of tflite_file.operator_version, or higher                      |
 """
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-from lowbit import integer_graph, kernels, tflite_file
+from lowbit import integer_graph, kernels, tflite_file, tflite_view
 
 IO = ("any", "int8", "uint8", "float32")  # dtype that inputs and outputs must have
 
 FLOATS = ("float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 QUANTIZED = ("int2", "int4", "uint4", "int8", "uint8", "int16")  # of activations and weights
-# Bits of a value in a buffer; values of less than 8 bits are packed. Strings have no fixed size.
-BITS = {
-    **{"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "bool": 8},
-    **{"int16": 16, "uint16": 16, "float16": 16, "bfloat16": 16},
-    **{"float8_e4m3fn": 8, "float8_e5m2": 8},
-    **{"int32": 32, "uint32": 32, "float32": 32},
-    **{"int64": 64, "uint64": 64, "float64": 64, "complex64": 64, "complex128": 128},
-}
 # op: (input, weights, bias: positions among the node's inputs; axis of the weights' channels)
 WEIGHTED = {
     "CONV_2D": (0, 1, 2, 0),
@@ -86,144 +75,6 @@ FIXED_OUTPUT = {
 }
 
 
-# --- what a file holds, checked so far that the rules below cannot trip ---------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Tensor:
-    label: str  # "tensor 'conv/kernel'"
-    index: int
-    dtype: str
-    shape: tuple[int, ...]
-    signature: tuple[int, ...]  # the shape with -1 for a dynamic size
-    scale: np.ndarray  # float32 (0,), (1,) or (channels,)
-    zero_point: np.ndarray  # int64
-    axis: int
-    blockwise: bool  # quantized in a way that these rules do not describe
-    data: np.ndarray | None  # uint8, the buffer's bytes; None: an activation
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Operation:
-    label: str  # "CONV_2D 3 (makes 'conv')"
-    op: str
-    version: int
-    inputs: tuple[_Tensor | None, ...]  # None: an optional input that is left out
-    outputs: tuple[_Tensor, ...]
-    options: Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Graph:
-    tensors: tuple[_Tensor, ...]
-    operations: tuple[_Operation, ...]
-    inputs: frozenset[int]  # tensor indices; empty for a subgraph that no caller sees
-    outputs: frozenset[int]
-
-
-def _graphs(model, content) -> tuple[list[_Graph], list[str]]:
-    """Returns the subgraphs, or the damage that keeps them from being described."""
-    called = {0, *(signature.subgraphIndex for signature in model.signatureDefs or [])}
-    graphs, found = [], []
-    for index, subgraph in enumerate(model.subgraphs):
-        damage = _damage(model, subgraph)
-        found.extend(damage)
-        if not damage:
-            graphs.append(_graph(model, subgraph, content, index in called))
-    return graphs, found
-
-
-def _damage(model, subgraph) -> list[str]:
-    tensors, operations = subgraph.tensors, _sequence(subgraph.operators)
-    found = [
-        f"{_label(tensor, index)}: unknown type {tensor.type}"
-        for index, tensor in enumerate(tensors)
-        if tensor.type not in tflite_file.DTYPE_NAMES
-    ]
-    known = range(len(tensors))
-    for number, operation in enumerate(operations):
-        if operation.opcodeIndex >= len(model.operatorCodes or []):
-            found.append(f"operation {number}: unknown operator code {operation.opcodeIndex}")
-            continue
-        label = f"{tflite_file.operator_name(model, operation)} {number}"
-        reads = [index for index in _sequence(operation.inputs) if index != -1]
-        makes = _sequence(operation.outputs)
-        for index in (*reads, *makes):
-            if index not in known:
-                found.append(f"{label}: tensor {index} is not among the {len(tensors)} tensors")
-        if not makes:
-            found.append(f"{label}: has no output")
-    for index in (*_sequence(subgraph.inputs), *_sequence(subgraph.outputs)):
-        if index not in known:
-            found.append(f"the graph's input or output {index} is not among its tensors")
-    return found
-
-
-def _graph(model, subgraph, content, called):
-    tensors = tuple(
-        _tensor(model, tensor, index, content) for index, tensor in enumerate(subgraph.tensors)
-    )
-    operations = []
-    for number, operation in enumerate(_sequence(subgraph.operators)):
-        op = tflite_file.operator_name(model, operation)
-        makes = tuple(tensors[index] for index in _sequence(operation.outputs))
-        operations.append(
-            _Operation(
-                f"{op} {number} (makes {makes[0].label.removeprefix('tensor ')})",
-                op,
-                model.operatorCodes[operation.opcodeIndex].version,
-                tuple(
-                    None if index == -1 else tensors[index] for index in _sequence(operation.inputs)
-                ),
-                makes,
-                operation.builtinOptions,
-            )
-        )
-    return _Graph(
-        tensors,
-        tuple(operations),
-        frozenset(_sequence(subgraph.inputs) if called else ()),
-        frozenset(_sequence(subgraph.outputs) if called else ()),
-    )
-
-
-def _tensor(model, tensor, index, content):
-    parameters = tensor.quantization or schema.QuantizationParametersT()
-    shape = tuple(_sequence(tensor.shape))
-    signature = tuple(_sequence(tensor.shapeSignature)) or shape
-    buffer = model.buffers[tensor.buffer]
-    data = buffer.data
-    if data is None and buffer.offset > 1:
-        # Files of more than 2 GB keep a buffer's bytes behind the flatbuffer.
-        data = np.frombuffer(content[buffer.offset : buffer.offset + buffer.size], np.uint8)
-    return _Tensor(
-        _label(tensor, index),
-        index,
-        tflite_file.DTYPE_NAMES[tensor.type],
-        shape,
-        signature,
-        np.asarray(_sequence(parameters.scale), np.float32),
-        np.asarray(_sequence(parameters.zeroPoint), np.int64),
-        int(parameters.quantizedDimension),
-        bool(parameters.detailsType),
-        None if data is None or len(data) == 0 else np.asarray(data, np.uint8),
-    )
-
-
-def _sequence(values) -> list:
-    """Returns a flatbuffer vector (None, an array or a list of objects) as a list."""
-    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
-
-
-def _label(tensor, index) -> str:
-    """Returns a name of one line: converters join dozens of names, damage leaves control codes."""
-    name = tensor.name or b""
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    text = text if len(text) <= 120 else f"{text[:117]}..."
-    return f"tensor '{text}'" if text else f"tensor #{index}"
-
-
 # --- faults -------------------------------------------------------------------------------------
 
 
@@ -243,7 +94,7 @@ def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
     if io not in IO:
         raise ValueError(f"io {io!r} is not one of {', '.join(IO)}")
     model = tflite_file.parse(content, name)
-    graphs, found = _graphs(model, content)
+    graphs, found = tflite_view.describe(model, content)
     if found:
         return found
     tensors = [tensor for graph in graphs for tensor in graph.tensors]
@@ -265,7 +116,7 @@ def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
 
 def _float_faults(graph, io) -> Iterable[str]:
     makers = {tensor.index: made for made in graph.operations for tensor in made.outputs}
-    readers: dict[int, list[_Operation]] = {}
+    readers: dict[int, list[tflite_view.Operation]] = {}
     for operation in graph.operations:
         for tensor in operation.inputs:
             if tensor is not None:
@@ -310,9 +161,13 @@ def _order_faults(graph) -> Iterable[str]:
 
 
 def _bytes_faults(tensor) -> Iterable[str]:
-    if tensor.data is None or tensor.dtype not in BITS or min(tensor.shape, default=1) < 0:
+    if (
+        tensor.data is None
+        or tensor.dtype not in tflite_view.BITS
+        or min(tensor.shape, default=1) < 0
+    ):
         return
-    needed = -(-math.prod(tensor.shape) * BITS[tensor.dtype] // 8)
+    needed = -(-math.prod(tensor.shape) * tflite_view.BITS[tensor.dtype] // 8)
     if tensor.data.size != needed:
         yield (
             f"{tensor.label}: {tensor.data.size} bytes, {needed} needed for "
@@ -357,7 +212,7 @@ def _quantization_faults(tensor) -> Iterable[str]:
 
 
 def _limits(dtype) -> tuple[int, int]:
-    bits = BITS.get(dtype, 64)
+    bits = tflite_view.BITS.get(dtype, 64)
     if dtype.startswith("uint") or dtype == "bool":
         return 0, 2**bits - 1
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -565,7 +420,7 @@ def notes(content: bytes, name: str = "model") -> list[str]:
     tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
     dtypes = Counter(tflite_file.DTYPE_NAMES.get(tensor.type, "unknown") for tensor in tensors)
     counts = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
-    operations = sum(len(_sequence(subgraph.operators)) for subgraph in model.subgraphs)
+    operations = sum(len(subgraph.operators or ()) for subgraph in model.subgraphs)
     found = [f"{len(content)} bytes, {operations} operations, {len(tensors)} tensors: {counts}"]
     facts = manifest(content)
     if facts is None:
