@@ -19,6 +19,9 @@ and names its operations as TFLite does.  Attributes that each operation carries
 | RESHAPE (second input: shape)    | new_shape                                                     |
 | SOFTMAX                          | beta                                                          |
 | SLICE (inputs 2, 3: begin, size) | -                                                             |
+| TRANSPOSE (second input: order)  | -                                                             |
+| RESIZE_NEAREST_NEIGHBOR (size)   | align_corners, half_pixel_centers                             |
+| MAXIMUM, MINIMUM                 | -                                                             |
 | PAD (second input: paddings), RELU, RELU6, QUANTIZE, DEQUANTIZE | -                              |
 
 Pairs are (height, width); padding is "SAME" or "VALID"; activation is None, "RELU", "RELU6" or

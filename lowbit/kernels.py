@@ -49,7 +49,11 @@ MULTIPLY_RANGE = (2.0**-16, 2.0**8)  # product of input scales / output scale, u
 REQUANTIZE_RANGE = (2.0**-8, 2.0**7)  # input scale / output scale, both ends included
 CONCATENATION_INPUTS = 5  # at most
 
-_SAME_SCALE = ("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE", "SLICE")
+_SAME_SCALE = (
+    *("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE", "MAXIMUM", "MINIMUM"),
+    "RESIZE_NEAREST_NEIGHBOR",
+)
+_JOINS = ("CONCATENATION", "MAXIMUM", "MINIMUM")  # every input has codes
 
 
 # --- run ----------------------------------------------------------------------------------------
@@ -217,7 +221,7 @@ def _same_scale_placement(graph, node):
 def _differing_map(graph, node):
     """Returns the first data input whose affine map is not the output's, or None."""
     output = graph.tensors[node.outputs[0]]
-    names = node.inputs if node.op == "CONCATENATION" else node.inputs[:1]
+    names = node.inputs if node.op in _JOINS else node.inputs[:1]
     for name in names:
         tensor = graph.tensors[name]
         if tensor.scale != output.scale or tensor.zero_point != output.zero_point:
@@ -507,7 +511,8 @@ def _subtract(graph, node, inputs, kernel):
 
 def _add_or_subtract(graph, node, inputs, kernel, sign):
     first, second, output = _names(graph, node, *node.inputs, node.outputs[0])
-    a, b = _centred(inputs[0], first), _centred(inputs[1], second)
+    centred = [_centred(inputs[0], first), _centred(inputs[1], second)]
+    a, b = _aligned(graph, node, centred)
     if kernel == "xnnpack":
         # The larger multiplier has 21 bits, so that 2 * 255 * 2^21 still fits int32.
         ratios = np.array([first.scale / output.scale, second.scale / output.scale])
@@ -537,7 +542,9 @@ def _multiply(graph, node, inputs, kernel):
     Exact, but for the built-in kernel at a multiplier of 256 or more: see ADD.
     """
     first, second, output = _names(graph, node, *node.inputs, node.outputs[0])
-    product = _centred(inputs[0], first) * _centred(inputs[1], second)
+    centred = [_centred(inputs[0], first), _centred(inputs[1], second)]
+    a, b = _aligned(graph, node, centred)
+    product = a * b
     scale = _product_scale(graph, node)
     return _requantize(product, scale, node, output, kernel, scale)
 
@@ -687,6 +694,58 @@ def _slice(graph, node, inputs, kernel):
     return inputs[0][(slice(None), *map(slice, begin[1:], ends[1:]))]
 
 
+def _transpose(graph, node, inputs, kernel):
+    """TRANSPOSE: axes in another order, the batch's first; the same in all kernels."""
+    order = [int(axis) for axis in np.ravel(inputs[1])]
+    if order[0] != 0:
+        raise ValueError(f"node {node.name!r}: TRANSPOSE moves the batch axis: order {order}")
+    return np.transpose(inputs[0], order)
+
+
+def _maximum(graph, node, inputs, kernel):
+    """MAXIMUM of codes that share one scale; the same in all kernels."""
+    return np.maximum(*_aligned(graph, node, inputs))
+
+
+def _minimum(graph, node, inputs, kernel):
+    """MINIMUM of codes that share one scale; the same in all kernels."""
+    return np.minimum(*_aligned(graph, node, inputs))
+
+
+def _aligned(graph, node, arrays):
+    """Returns two arrays that broadcast: one of fewer axes than the other gets them behind the batch's.
+
+    A constant has no batch, and NumPy's own rule serves.
+    """
+    rank = max(x.ndim for x in arrays)
+    return [
+        x.reshape(len(x), *(1,) * (rank - x.ndim), *x.shape[1:])
+        if graph.tensors[name].data is None
+        else x
+        for name, x in zip(node.inputs, arrays, strict=True)
+    ]
+
+
+def _resize_nearest_neighbor(graph, node, inputs, kernel):
+    """RESIZE_NEAREST_NEIGHBOR: each output pixel is the input pixel at floor(i * in / out).
+
+    Raises:
+      ValueError: for corners that are aligned, or centres of pixels, which nothing here writes.
+    """
+    if node.attributes["align_corners"] or node.attributes["half_pixel_centers"]:
+        raise ValueError(f"node {node.name!r}: align_corners and half_pixel_centers are not known")
+    picked = inputs[0]
+    for axis, size in zip((1, 2), np.ravel(inputs[1]).tolist(), strict=True):
+        picked = np.take(picked, nearest(picked.shape[axis], size), axis=axis)
+    return picked
+
+
+def nearest(size: int, wanted: int) -> np.ndarray:
+    """Returns which of `size` pixels each of `wanted` shows: floor(i * (size / wanted)) in float32."""
+    places = np.arange(wanted, dtype=np.float32) * (np.float32(size) / np.float32(wanted))
+    return np.minimum(np.floor(places).astype(np.int64), size - 1)
+
+
 # --- softmax ------------------------------------------------------------------------------------
 
 
@@ -801,15 +860,19 @@ _KERNELS = {
     "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
     "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
+    "MAXIMUM": _maximum,
     "MAX_POOL_2D": _max_pool_2d,
     "MEAN": _mean,
+    "MINIMUM": _minimum,
     "MUL": _multiply,
     "PAD": _pad,
     "QUANTIZE": _quantize,
     "RELU": _relu,
     "RELU6": _relu,
     "RESHAPE": _reshape,
+    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest_neighbor,
     "SLICE": _slice,
     "SOFTMAX": _softmax,
     "SUB": _subtract,
+    "TRANSPOSE": _transpose,
 }

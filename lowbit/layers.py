@@ -1,4 +1,4 @@
-"""Convolution, depthwise, dense with quantized weights and batch norm folded in; add and mean.
+"""Conv, depthwise, dense with quantized weights and batch norm folded in; sums, products, means.
 
 With quantizers off each layer equals its float twin followed by BatchNormalization.
 
@@ -432,13 +432,8 @@ class QuantizedDense(_QuantizedWeights, keras.layers.Dense):
         return ops.matmul(x, kernel)
 
 
-@keras.saving.register_keras_serializable("lowbit")
-class QuantizedAdd(keras.layers.Add):
-    """a + b; in inference between quantizers with XNNPACK's integers, in training in floats.
-
-    r_i = s_i / s_out,  m_i = rint(r_i * 2^n),  n such that the larger m has 21 bits
-    y = floor((a_code * m_a + b_code * m_b) / 2^n + 1/2) * s_out      codes less zero points
-    """
+class _TwoInputs:
+    """What additions, subtractions and products share; goes before the Keras layer."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -452,6 +447,23 @@ class QuantizedAdd(keras.layers.Add):
         output_scale = _scale_of(self.output_quantizer())
         if output_scale is None or None in scales:
             return super().call(inputs)
+        codes = [x / scale for x, scale in zip(inputs, scales, strict=True)]
+        # Keras gives the input of fewer axes new ones behind the batch's.
+        rank = max(len(x.shape) for x in codes)
+        codes = [ops.reshape(x, (-1, *(1,) * (rank - len(x.shape)), *x.shape[1:])) for x in codes]
+        return self.in_integers(codes, scales, output_scale)
+
+
+class _Sum(_TwoInputs):
+    """a + b or a - b; in inference between quantizers with XNNPACK's integers, else in floats.
+
+    r_i = s_i / s_out,  m_i = rint(r_i * 2^n),  n such that the larger m has 21 bits
+    y = floor((a_code * m_a +- b_code * m_b) / 2^n + 1/2) * s_out      codes less zero points
+    """
+
+    signs = (1, 1)
+
+    def in_integers(self, codes, scales, output_scale):
         ratios = [scale / output_scale for scale in scales]
         # 2^(21 - e), where e is frexp's exponent of the larger ratio, made on the floats' bits.
         bits = ops.view(ops.maximum(*ratios), "int32")
@@ -459,10 +471,34 @@ class QuantizedAdd(keras.layers.Add):
         power = ops.view(ops.left_shift(21 - exponent + 127, 23), "float32")
         power = ops.cast(power, "float64")
         total = 0.5 * power
-        for x, scale, ratio in zip(inputs, scales, ratios, strict=True):
-            multiplier = ops.round(ops.cast(ratio, "float64") * power)
-            total = total + ops.cast(x / scale, "float64") * multiplier
+        for x, ratio, sign in zip(codes, ratios, self.signs, strict=True):
+            multiplier = sign * ops.round(ops.cast(ratio, "float64") * power)
+            total = total + ops.cast(x, "float64") * multiplier
         return ops.cast(ops.floor(total / power), "float32") * output_scale
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedAdd(_Sum, keras.layers.Add):
+    """a + b: see `_Sum`."""
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedSubtract(_Sum, keras.layers.Subtract):
+    """a - b: see `_Sum`."""
+
+    signs = (1, -1)
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedMultiply(_TwoInputs, keras.layers.Multiply):
+    """a * b; in inference between quantizers with XNNPACK's float32 multiplier, else in floats.
+
+    y = rint(a_code * b_code * (s_a * s_b / s_out)) * s_out      codes less zero points
+    """
+
+    def in_integers(self, codes, scales, output_scale):
+        multiplier = scales[0] * scales[1] / output_scale
+        return ops.round(codes[0] * codes[1] * multiplier) * output_scale
 
 
 @keras.saving.register_keras_serializable("lowbit")
@@ -493,6 +529,7 @@ class QuantizedMean(keras.layers.GlobalAveragePooling2D):
         return (ops.round(total * multiplier + offset) - output_zero_point) * output_scale
 
 
+ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedDense)
 
 
@@ -514,11 +551,11 @@ class QuantizedModel(keras.Model):
             layer.input_quantizer = _one_of(before)
             layer.output_quantizer = _one_of(after)
         for layer in self.layers:
-            if isinstance(layer, QuantizedAdd | QuantizedMean) and len(layer._inbound_nodes) == 1:
+            if isinstance(layer, _TwoInputs | QuantizedMean) and len(layer._inbound_nodes) == 1:
                 (node,) = layer._inbound_nodes
                 before = [quantizers.quantizer_before(t) for t in node.arguments.keras_tensors]
                 layer.output_quantizer = _one_of({quantizers.quantizer_after(node.outputs[0])})
-                if isinstance(layer, QuantizedAdd):
+                if isinstance(layer, _TwoInputs):
                     layer.input_quantizers = _all_of(before)
                 else:
                     layer.input_quantizer = _one_of(set(before))

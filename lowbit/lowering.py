@@ -17,7 +17,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from lowbit import affine, functional, integer_graph, layers, quantizers
+from lowbit import affine, functional, integer_graph, kernels, layers, quantizers
 from lowbit.functional import UnsupportedModelError
 
 # XNNPACK refuses a whole model with a multiplier s_in * s_w / s_out of 256 or more in any channel;
@@ -261,22 +261,27 @@ def integer_weights(
     return codes, scale, bias_codes, bias_scale
 
 
-def _lower_add(builder, call, arguments, shape):
-    del shape
-    if len(arguments) != 2:
-        raise UnsupportedModelError(
-            f"layer {call.name} adds {len(arguments)} tensors; TFLite's integer ADD takes 2"
-        )
+def _lower_arithmetic(op):
+    """Returns the lowering of a sum, difference or product of two tensors."""
 
-    unit, other = (tensor.unit for tensor in arguments)
-    if unit != other:
-        _in_network_units(max(arguments, key=lambda tensor: tensor.unit != 1), f"layer {call.name}")
+    def lower_layer(builder, call, arguments, shape):
+        del shape
+        if len(arguments) != 2:
+            raise UnsupportedModelError(
+                f"layer {call.name} takes {len(arguments)} tensors; TFLite's integer {op} takes 2"
+            )
+        unit, other = (tensor.unit for tensor in arguments)
+        if unit != other or op == "MUL":
+            foreign = max(arguments, key=lambda tensor: tensor.unit != 1)
+            _in_network_units(foreign, f"layer {call.name}")
 
-    def finish(output, activation):
-        names = [tensor.name for tensor in arguments]
-        builder.node("ADD", call.name, names, output, activation=_ACTIVATION_NAMES[activation])
+        def finish(output, activation):
+            names = [tensor.name for tensor in arguments]
+            builder.node(op, call.name, names, output, activation=_ACTIVATION_NAMES[activation])
 
-    return _Pending(finish, unit)
+        return _Pending(finish, unit)
+
+    return lower_layer
 
 
 def _lower_mean(builder, call, arguments, shape):
@@ -343,12 +348,74 @@ def _lower_pool(op):
     return lower_layer
 
 
-def _lower_concatenate(builder, call, arguments, shape):
+def _lower_global_max_pool(builder, call, arguments, shape):
+    (source,) = arguments
+    _, height, width, channels = source.shape
+    keeps = len(shape) == 4
+    name = call.name if keeps else f"{call.name}_pooled"
+    pooled = builder.add(
+        _activation_tensor(name, (1, 1, 1, channels), source.scale, source.zero_point, source.unit)
+    )
+    builder.node(
+        "MAX_POOL_2D",
+        name,
+        [source.name],
+        pooled,
+        filter=(height, width),
+        strides=(1, 1),
+        padding="VALID",
+        activation=None,
+    )
+    return pooled if keeps else _lower_reshape(builder, call, [pooled], shape)
+
+
+def _lower_selected(op):
+    """Returns the lowering of a maximum or minimum of two tensors on one scale."""
+
+    def lower_layer(builder, call, arguments, shape):
+        _check_one_map(call, arguments)
+        output = _moved(builder, call, arguments[0], shape)
+        builder.node(op, call.name, [tensor.name for tensor in arguments], output)
+        return output
+
+    return lower_layer
+
+
+def _lower_permute(builder, call, arguments, shape):
+    output = _moved(builder, call, arguments[0], shape)
+    order = np.array([0, *call.layer.dims], np.int32)
+    inputs = [arguments[0].name, builder.constant(f"{call.name}/order", order)]
+    builder.node("TRANSPOSE", call.name, inputs, output)
+    return output
+
+
+def _lower_upsample(builder, call, arguments, shape):
+    for axis, factor in zip((1, 2), call.layer.size, strict=True):
+        before = arguments[0].shape[axis]
+        repeated = np.arange(before).repeat(factor)
+        if (kernels.nearest(before, shape[axis]) != repeated).any():
+            raise UnsupportedModelError(
+                f"layer {call.name} enlarges {before} pixels to {shape[axis]}: the kernel's float32 "
+                "picks others than Keras; choose another size"
+            )
+    output = _moved(builder, call, arguments[0], shape)
+    size = builder.constant(f"{call.name}/size", np.array(shape[1:3], np.int32))
+    inputs = [arguments[0].name, size]
+    options = {"align_corners": False, "half_pixel_centers": False}
+    builder.node("RESIZE_NEAREST_NEIGHBOR", call.name, inputs, output, **options)
+    return output
+
+
+def _check_one_map(call, arguments):
     scales = {(float(tensor.scale), tensor.zero_point, tensor.unit) for tensor in arguments}
     if len(scales) != 1:
         raise UnsupportedModelError(
             f"layer {call.name} joins tensors of different scale, zero point and unit {sorted(scales)}"
         )
+
+
+def _lower_concatenate(builder, call, arguments, shape):
+    _check_one_map(call, arguments)
     output = _moved(builder, call, arguments[0], shape)
     names = [tensor.name for tensor in arguments]
     axis = call.layer.axis % len(shape)
@@ -394,16 +461,23 @@ def _lower_relu(builder, call, arguments, shape):
 
 _L = keras.layers
 # Layers that wait for a quantizer; the others keep their input's scale.
-COMPUTES = (*layers.WEIGHTED, layers.QuantizedAdd, layers.QuantizedMean, _L.Softmax)
+COMPUTES = (*layers.WEIGHTED, *layers.ARITHMETIC, layers.QuantizedMean, _L.Softmax)
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
     layers.QuantizedDepthwiseConv2D: _lower_weighted("DEPTHWISE_CONV_2D"),
     layers.QuantizedDense: _lower_weighted("FULLY_CONNECTED"),
-    layers.QuantizedAdd: _lower_add,
+    layers.QuantizedAdd: _lower_arithmetic("ADD"),
+    layers.QuantizedSubtract: _lower_arithmetic("SUB"),
+    layers.QuantizedMultiply: _lower_arithmetic("MUL"),
     layers.QuantizedMean: _lower_mean,
     _L.Softmax: _lower_softmax,
     _L.AveragePooling2D: _lower_pool("AVERAGE_POOL_2D"),
     _L.MaxPooling2D: _lower_pool("MAX_POOL_2D"),
+    _L.GlobalMaxPooling2D: _lower_global_max_pool,
+    _L.Maximum: _lower_selected("MAXIMUM"),
+    _L.Minimum: _lower_selected("MINIMUM"),
+    _L.Permute: _lower_permute,
+    _L.UpSampling2D: _lower_upsample,
     _L.Concatenate: _lower_concatenate,
     _L.ZeroPadding2D: _lower_pad,
     _L.Cropping2D: _lower_crop,

@@ -82,7 +82,9 @@ def _twin(graph):
     return twin
 
 
-_COMPUTES = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MEAN", "SOFTMAX")
+_COMPUTES = (
+    *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "MEAN", "SOFTMAX"),
+)
 
 
 def _activate(y, activation):
@@ -204,6 +206,18 @@ _TWINS = {
     "DEPTHWISE_CONV_2D": _depthwise,
     "FULLY_CONNECTED": _dense,
     "ADD": lambda node, inputs, graph: inputs[0] + inputs[1],
+    "SUB": lambda node, inputs, graph: inputs[0] - inputs[1],
+    "MUL": lambda node, inputs, graph: inputs[0] * inputs[1],
+    "MAXIMUM": _with_tf(lambda tf, node, inputs, graph: tf.maximum(*inputs)),
+    "MINIMUM": _with_tf(lambda tf, node, inputs, graph: tf.minimum(*inputs)),
+    "TRANSPOSE": _with_tf(
+        lambda tf, node, inputs, graph: tf.transpose(inputs[0], graph.tensors[node.inputs[1]].data)
+    ),
+    "RESIZE_NEAREST_NEIGHBOR": _with_tf(
+        lambda tf, node, inputs, graph: tf.compat.v1.image.resize_nearest_neighbor(
+            inputs[0], graph.tensors[node.inputs[1]].data
+        )
+    ),
     "MEAN": _mean,
     "AVERAGE_POOL_2D": _pool("avg_pool2d"),
     "MAX_POOL_2D": _pool("max_pool2d"),

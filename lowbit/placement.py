@@ -29,14 +29,27 @@ from lowbit import spec as spec_lib
 from lowbit.functional import UnsupportedModelError
 
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
-SOURCES = ("conv", "depthwise", "dense", "add", "mean", "softmax", "requantize")
-TIED = ("average_pool", "max_pool", "concatenate", "pad", "crop", "reshape", "activation")
-FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add")
+SOURCES = (
+    *("conv", "depthwise", "dense", "add", "subtract", "multiply", "mean", "softmax", "requantize"),
+)
+TIED = (
+    *("average_pool", "max_pool", "global_max_pool", "concatenate", "maximum", "minimum"),
+    *("pad", "crop", "reshape", "permute", "upsample", "activation"),
+)
+FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add", "subtract", "multiply")
+# Layers that take a list of tensors.
+_MANY = ("add", "subtract", "multiply", "concatenate", "maximum", "minimum")
 
 _QUANTIZED_LAYER = {
     "conv": layers.QuantizedConv2D,
     "depthwise": layers.QuantizedDepthwiseConv2D,
     "dense": layers.QuantizedDense,
+}
+_QUANTIZED_ARITHMETIC = {
+    "add": layers.QuantizedAdd,
+    "subtract": layers.QuantizedSubtract,
+    "multiply": layers.QuantizedMultiply,
+    "mean": layers.QuantizedMean,
 }
 
 
@@ -311,16 +324,31 @@ def _read_kept(kind):
     return read_layer
 
 
-def _read_add(call, inputs, fresh):
-    """Several inputs are added one after another: TFLite's integer ADD takes two."""
-    operations, total = [], inputs[0]
-    for number, value in enumerate(inputs[1:], 2):
-        last = number == len(inputs)
-        output = call.output if last else next(fresh)
-        name = call.name if last else f"{call.name}_{number}"
-        operations.append(Operation("add", name, (total, value), output, call.layer, label=name))
-        total = output
-    return operations
+def _read_merged(kind):
+    """Several inputs are merged one after another: TFLite's integer operations take two."""
+
+    def read_layer(call, inputs, fresh):
+        operations, total = [], inputs[0]
+        for number, value in enumerate(inputs[1:], 2):
+            last = number == len(inputs)
+            output = call.output if last else next(fresh)
+            name = call.name if last else f"{call.name}_{number}"
+            pair = (total, value)
+            operations.append(Operation(kind, name, pair, output, call.layer, label=name))
+            total = output
+        return operations
+
+    return read_layer
+
+
+def _read_upsampling(call, inputs, fresh):
+    layer = call.layer
+    if layer.interpolation != "nearest":
+        raise UnsupportedModelError(
+            f"layer {call.name} is an UpSampling2D with interpolation {layer.interpolation!r}; "
+            "'nearest' is allowed"
+        )
+    return _read_kept("upsample")(call, inputs, fresh)
 
 
 def _dropped(call, inputs, fresh):
@@ -337,13 +365,20 @@ READERS = {
     _L.ReLU: _read_relu,
     _L.Activation: _read_activation,
     _L.Softmax: _read_softmax,
-    _L.Add: _read_add,
+    _L.Add: _read_merged("add"),
+    _L.Subtract: _read_merged("subtract"),
+    _L.Multiply: _read_merged("multiply"),
+    _L.Maximum: _read_merged("maximum"),
+    _L.Minimum: _read_merged("minimum"),
     _L.Concatenate: _read_kept("concatenate"),
     _L.ZeroPadding2D: _read_kept("pad"),
     _L.Cropping2D: _read_kept("crop"),
     _L.AveragePooling2D: _read_kept("average_pool"),
     _L.MaxPooling2D: _read_kept("max_pool"),
     _L.GlobalAveragePooling2D: _read_kept("mean"),
+    _L.GlobalMaxPooling2D: _read_kept("global_max_pool"),
+    _L.UpSampling2D: _read_upsampling,
+    _L.Permute: _read_kept("permute"),
     _L.Flatten: _read_kept("reshape"),
     _L.Reshape: _read_kept("reshape"),
     _L.Rescaling: _read_kept("rescale"),
@@ -636,7 +671,7 @@ def _around_additions(network) -> set[int]:
     return {
         value
         for operation in network.operations
-        if operation.kind == "add"
+        if operation.kind in ("add", "subtract")
         for value in (*operation.inputs, operation.output)
     }
 
@@ -682,7 +717,7 @@ def build(
         arguments = [tensors[value] for value in operation.inputs]
         scheme = schemes[operation.name]
         layer = _build_layer(operation, scheme, weight_range, built_layers)
-        tensor = layer(arguments if operation.kind in ("add", "concatenate") else arguments[0])
+        tensor = layer(arguments if operation.kind in _MANY else arguments[0])
         if operation.kind in SOURCES:
             tensor = quantize(operation.output, tensor, operation.activation, operation.label)
         elif operation.kind == "average_pool":  # its kernel rounds to its input's codes
@@ -831,8 +866,8 @@ def _build_layer(operation, scheme, weight_range, built):
             return keras.layers.Softmax(name=operation.name)
         # float32: mixed precision would leave float16 in these layers.
         config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
-        kind = {"add": layers.QuantizedAdd, "mean": layers.QuantizedMean}.get(operation.kind)
-        return (kind or type(operation.layer)).from_config(config)
+        kind = _QUANTIZED_ARITHMETIC.get(operation.kind, type(operation.layer))
+        return kind.from_config(config)
     key = (id(operation.layer), operation.kind)
     if key in built:
         layer, batch_norm_layer = built[key]

@@ -72,6 +72,13 @@ OPTIONS = {
     "SOFTMAX": ("SoftmaxOptions", {"beta": "beta"}),
     "PAD": ("PadOptions", {}),
     "SLICE": ("SliceOptions", {}),
+    "TRANSPOSE": ("TransposeOptions", {}),
+    "MAXIMUM": ("MaximumMinimumOptions", {}),
+    "MINIMUM": ("MaximumMinimumOptions", {}),
+    "RESIZE_NEAREST_NEIGHBOR": (
+        "ResizeNearestNeighborOptions",
+        {"align_corners": "alignCorners", "half_pixel_centers": "halfPixelCenters"},
+    ),
     "RELU": (None, {}),
     "RELU6": (None, {}),
     "QUANTIZE": ("QuantizeOptions", {}),
