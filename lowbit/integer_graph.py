@@ -21,7 +21,7 @@ and names its operations as TFLite does.  Attributes that each operation carries
 | SLICE (inputs 2, 3: begin, size) | -                                                             |
 | TRANSPOSE (second input: order)  | -                                                             |
 | RESIZE_NEAREST_NEIGHBOR (size)   | align_corners, half_pixel_centers                             |
-| MAXIMUM, MINIMUM                 | -                                                             |
+| MAXIMUM, MINIMUM, LOGISTIC, TANH | -                                                             |
 | PAD (second input: paddings), RELU, RELU6, QUANTIZE, DEQUANTIZE | -                              |
 
 Pairs are (height, width); padding is "SAME" or "VALID"; activation is None, "RELU", "RELU6" or

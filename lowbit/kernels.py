@@ -17,6 +17,8 @@ Two flavours, because "bit exact" needs a backend's name:
 | RELU, RELU6       | fixed point, then clamp                 | not delegated                      |
 | SOFTMAX           | reference: fixed-point exponential;     | not delegated                      |
 |                   | built-in: float32 table of exponentials |                                    |
+| LOGISTIC, TANH    | reference: fixed point;                 | float32 table                      |
+|                   | built-in: float32 table                 |                                    |
 | QUANTIZE, int8    | fixed point                             | 8 fractional bits (int8 to int8)   |
 | QUANTIZE, float32 | divide, ties away from zero             | times 1/scale, ties to even        |
 | the others        | move or select codes                    | the same                           |
@@ -746,6 +748,66 @@ def nearest(size: int, wanted: int) -> np.ndarray:
     return np.minimum(np.floor(places).astype(np.int64), size - 1)
 
 
+# --- functions of one code ----------------------------------------------------------------------
+
+
+def _logistic(graph, node, inputs, kernel):
+    """LOGISTIC: 1 / (1 + exp(-x)), to output scale 1/256 and zero point -128; exact."""
+    return _looked_up(graph, node, inputs[0], kernel, _sigmoid, _logistic_fixed_point)
+
+
+def _tanh(graph, node, inputs, kernel):
+    """TANH, to output scale 1/128 and zero point 0; exact."""
+    return _looked_up(graph, node, inputs[0], kernel, np.tanh, _tanh_fixed_point)
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _looked_up(graph, node, codes, kernel, function, in_fixed_point):
+    """Returns the function of every code, by the table of 256 that the kernel makes.
+
+    The reference kernel computes in fixed point with 4 integer bits: in_fixed_point(its real input
+    with 27 fractional bits) gives the result with 31; far out it is saturated.  The others make
+    float32 tables, XNNPACK with ties to even.
+    """
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    every = np.arange(-128, 128, dtype=np.int64) - source.zero_point
+    if kernel == "reference":
+        multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) * 2.0**27)
+        radius = int(np.floor(15 * 2.0 ** (27 - int(shift))))
+        inside = np.clip(every, -radius, radius)
+        real = fixed_point.multiply_by_quantized_multiplier(inside, multiplier, shift)
+        bits = 31 + int(np.rint(np.log2(output.scale)))
+        centred = fixed_point.rounding_divide_by_pot(in_fixed_point(real), bits)
+        low, high = (np.iinfo(np.int8).min, np.iinfo(np.int8).max)
+        centred = np.where(every <= -radius, low - output.zero_point, centred)
+        centred = np.where(every >= radius, high - output.zero_point, centred)
+    else:
+        real = (every.astype(np.float32) * source.scale).astype(np.float64)
+        values = function(real).astype(np.float32) * (np.float32(1) / output.scale)
+        centred = np.rint(values) if kernel == "xnnpack" else _round_half_away(values)
+    table = _finish(centred, node, output, kernel)
+    return table[codes.astype(np.int64) + 128]
+
+
+def _logistic_fixed_point(a):
+    """Returns 1 / (1 + exp(-a)) with 31 fractional bits of a with 27 (gemmlowp, fixedpoint.h)."""
+    exponential = _exp_on_negative_values(-np.abs(a), integer_bits=4)
+    positive = np.minimum(_two_over_one_plus(exponential) << 1, fixed_point.INT32_MAX)
+    result = np.where(a > 0, positive, fixed_point.INT32_MAX - positive)
+    return np.where(a == 0, 1 << 30, result)
+
+
+def _tanh_fixed_point(a):
+    """Returns tanh(a) with 31 fractional bits of a with 27 (gemmlowp, fixedpoint.h)."""
+    exponential = _exp_on_negative_values(-np.abs(a), integer_bits=5)  # the same bits are twice a
+    magnitude = (_two_over_one_plus(exponential) - (1 << 29)) << 2
+    magnitude = np.minimum(magnitude, fixed_point.INT32_MAX)
+    return np.where(a == 0, 0, np.sign(a) * magnitude)
+
+
 # --- softmax ------------------------------------------------------------------------------------
 
 
@@ -801,20 +863,21 @@ def _softmax_fixed_point(below, scale):
     return fixed_point.rounding_divide_by_pot(product, unit_bits + 31 - 8)
 
 
-def _exp_on_negative_values(a):
-    """Returns exp(a) with 31 fractional bits for a <= 0 with 26 fractional bits, int64.
+def _exp_on_negative_values(a, integer_bits=5):
+    """Returns exp(a) with 31 fractional bits for a <= 0 with 31 - integer_bits of them, int64.
 
     exp(a) = exp(r) * product of exp(-2^k) over the bits of the multiple of 1/4 taken off a, with
     r in [-1/4, 0) by a polynomial around -1/8 (gemmlowp, fixedpoint.h).
     """
-    quarter = 1 << 24
+    fraction = 31 - integer_bits
+    quarter = 1 << (fraction - 2)
     remainder = (a & (quarter - 1)) - quarter
-    result = _exp_on_last_quarter(remainder << 5)
+    result = _exp_on_last_quarter(remainder << integer_bits)
     taken_off = remainder - a
-    for exponent in range(-2, 5):
+    for exponent in range(-2, integer_bits):
         factor = int(np.floor(np.exp(-(2.0**exponent)) * 2.0**31 + 0.5))
         lowered = fixed_point.saturating_rounding_doubling_high_mul(result, np.int64(factor))
-        result = np.where(taken_off & (1 << (26 + exponent)), lowered, result)
+        result = np.where(taken_off & (1 << (fraction + exponent)), lowered, result)
     return np.where(a == 0, fixed_point.INT32_MAX, result)
 
 
@@ -843,13 +906,19 @@ def _reciprocal(total):
     headroom = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)
     unit_bits = 12 - headroom
     half_minus = (total << headroom) - (1 << 31)
-    half_denominator = (half_minus + fixed_point.INT32_MAX + 1) >> 1
+    x = _two_over_one_plus(half_minus)
+    return np.minimum(x << 1, fixed_point.INT32_MAX), unit_bits
+
+
+def _two_over_one_plus(a):
+    """Returns 2 / (1 + a) with 29 fractional bits for a in [0, 1) with 31: three Newton steps."""
+    half_denominator = (a + fixed_point.INT32_MAX + 1) >> 1
     multiply = fixed_point.saturating_rounding_doubling_high_mul
     x = 1515870810 + multiply(half_denominator, np.int64(-1010580540))  # 48/17 - 32/17 * d
     for _ in range(3):
         step = (1 << 29) - multiply(half_denominator, x)
         x = x + (multiply(x, step) << 2)
-    return np.minimum(x << 1, fixed_point.INT32_MAX), unit_bits
+    return x
 
 
 _KERNELS = {
@@ -860,6 +929,7 @@ _KERNELS = {
     "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
     "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
+    "LOGISTIC": _logistic,
     "MAXIMUM": _maximum,
     "MAX_POOL_2D": _max_pool_2d,
     "MEAN": _mean,
@@ -874,5 +944,6 @@ _KERNELS = {
     "SLICE": _slice,
     "SOFTMAX": _softmax,
     "SUB": _subtract,
+    "TANH": _tanh,
     "TRANSPOSE": _transpose,
 }

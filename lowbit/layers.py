@@ -529,6 +529,19 @@ class QuantizedMean(keras.layers.GlobalAveragePooling2D):
         return (ops.round(total * multiplier + offset) - output_zero_point) * output_scale
 
 
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedFunction(keras.layers.Activation):
+    """A function of single values; in inference in float64, as the kernels' tables are made of it.
+
+    In float32 one of the 256 values in a hundred layers would fall on the other side of a rounding.
+    """
+
+    def call(self, x, training=None):
+        if training:
+            return super().call(x)
+        return ops.cast(self.activation(ops.cast(x, "float64")), "float32")
+
+
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedDense)
 

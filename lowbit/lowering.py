@@ -307,6 +307,21 @@ def _lower_softmax(builder, call, arguments, shape):
     return _Pending(finish)
 
 
+def _lower_function(builder, call, arguments, shape):
+    del shape
+    _in_network_units(arguments[0], f"layer {call.name}")
+
+    def finish(output, activation):
+        del activation
+        op = _FUNCTION_NAMES[call.layer.activation.__name__]
+        builder.node(op, call.name, [arguments[0].name], output)
+
+    return _Pending(finish)
+
+
+_FUNCTION_NAMES = {"sigmoid": "LOGISTIC", "tanh": "TANH"}
+
+
 def _lower_requantize(builder, call, arguments, shape):
     """A copy in fewer bits: `_finish` refuses those; in 8 bits nothing makes one."""
     del builder, arguments, shape
@@ -461,7 +476,10 @@ def _lower_relu(builder, call, arguments, shape):
 
 _L = keras.layers
 # Layers that wait for a quantizer; the others keep their input's scale.
-COMPUTES = (*layers.WEIGHTED, *layers.ARITHMETIC, layers.QuantizedMean, _L.Softmax)
+COMPUTES = (
+    *(*layers.WEIGHTED, *layers.ARITHMETIC, layers.QuantizedMean),
+    *(_L.Softmax, layers.QuantizedFunction),
+)
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
     layers.QuantizedDepthwiseConv2D: _lower_weighted("DEPTHWISE_CONV_2D"),
@@ -471,6 +489,7 @@ LOWERINGS = {
     layers.QuantizedMultiply: _lower_arithmetic("MUL"),
     layers.QuantizedMean: _lower_mean,
     _L.Softmax: _lower_softmax,
+    layers.QuantizedFunction: _lower_function,
     _L.AveragePooling2D: _lower_pool("AVERAGE_POOL_2D"),
     _L.MaxPooling2D: _lower_pool("MAX_POOL_2D"),
     _L.GlobalMaxPooling2D: _lower_global_max_pool,

@@ -84,6 +84,7 @@ def _twin(graph):
 
 _COMPUTES = (
     *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "MEAN", "SOFTMAX"),
+    *("LOGISTIC", "TANH"),
 )
 
 
@@ -235,6 +236,8 @@ _TWINS = {
     "RESHAPE": _with_tf(
         lambda tf, node, inputs, graph: tf.reshape(inputs[0], node.attributes["new_shape"])
     ),
+    "LOGISTIC": _with_tf(lambda tf, node, inputs, graph: tf.sigmoid(inputs[0])),
+    "TANH": _with_tf(lambda tf, node, inputs, graph: tf.tanh(inputs[0])),
     "SOFTMAX": _with_tf(lambda tf, node, inputs, graph: tf.nn.softmax(inputs[0])),
     "RELU": _with_tf(lambda tf, node, inputs, graph: tf.nn.relu(inputs[0])),
     "RELU6": _with_tf(lambda tf, node, inputs, graph: tf.nn.relu6(inputs[0])),

@@ -30,13 +30,16 @@ from lowbit.functional import UnsupportedModelError
 
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
 SOURCES = (
-    *("conv", "depthwise", "dense", "add", "subtract", "multiply", "mean", "softmax", "requantize"),
+    *("conv", "depthwise", "dense", "add", "subtract", "multiply", "mean", "requantize"),
+    *("softmax", "sigmoid", "tanh"),
 )
 TIED = (
     *("average_pool", "max_pool", "global_max_pool", "concatenate", "maximum", "minimum"),
     *("pad", "crop", "reshape", "permute", "upsample", "activation"),
 )
 FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add", "subtract", "multiply")
+# TFLite fixes the scale of what these compute: see `_fixed_range`.
+FIXED = ("softmax", "sigmoid", "tanh")
 # Layers that take a list of tensors.
 _MANY = ("add", "subtract", "multiply", "concatenate", "maximum", "minimum")
 
@@ -193,18 +196,21 @@ def _activation_name(function, layer_name) -> str | None:
         keras.activations.relu: "relu",
         keras.activations.relu6: "relu6",
         keras.activations.softmax: "softmax",
+        keras.activations.sigmoid: "sigmoid",
+        keras.activations.tanh: "tanh",
     }
     if function not in names:
         name = getattr(function, "__name__", function)
         raise UnsupportedModelError(
-            f"layer {layer_name} has activation {name!r}; allowed are linear, relu, relu6, softmax"
+            f"layer {layer_name} has activation {name!r}; allowed are linear, relu, relu6, "
+            "sigmoid, softmax, tanh"
         )
     return names[function]
 
 
 def _activation_operation(activation, name, value, output, layer, label):
-    if activation == "softmax":
-        return Operation("softmax", name, (value,), output, layer, label=label)
+    if activation in FIXED:
+        return Operation(activation, name, (value,), output, layer, label=label)
     return Operation(
         "activation", name, (value,), output, layer, activation=activation, label=label
     )
@@ -218,7 +224,7 @@ def _with_activation(operation, layer, output, fresh):
     value = next(fresh)
     name = f"{operation.name}_{activation}"
     # The last tensor is the layer's own output and bears its name; a softmax has one before it.
-    label = f"{operation.name}_logits" if activation == "softmax" else operation.name
+    label = f"{operation.name}_logits" if activation in FIXED else operation.name
     return [
         dataclasses.replace(operation, output=value, label=label),
         _activation_operation(activation, name, value, output, layer, operation.name),
@@ -739,7 +745,7 @@ class _Group:
     name: str
     values: tuple[int, ...]
     sources: tuple[int, ...]
-    softmax: bool
+    fixed: str | None  # of FIXED, where a kernel sets the scale
 
 
 def _tied_groups(network) -> list[_Group]:
@@ -765,15 +771,16 @@ def _tied_groups(network) -> list[_Group]:
     groups = []
     for values in members.values():
         sources = tuple(value for value in values if kinds[value] in (*SOURCES, "input"))
-        softmax = [names[value] for value in sources if kinds[value] == "softmax"]
-        if softmax and len(sources) > len(softmax):
-            others = [names[value] for value in sources if kinds[value] != "softmax"]
+        fixed = [value for value in sources if kinds[value] in FIXED]
+        others = [value for value in sources if kinds[value] != kinds[fixed[0]]] if fixed else []
+        if others:
+            kind, name = kinds[fixed[0]], names[fixed[0]]
             raise UnsupportedModelError(
-                f"softmax {softmax[0]} and {others[0]} are joined by a concatenation, but a softmax "
-                "has the fixed scale 1/256; return them as two outputs"
+                f"{kind} {name} and {names[others[0]]} must share a scale (a concatenation or the like "
+                f"joins them), but a {kind} has a fixed one; return them as two outputs"
             )
         name = names[sources[0]] if len(sources) == 1 else names[values[-1]]
-        groups.append(_Group(name, tuple(values), sources, bool(softmax)))
+        groups.append(_Group(name, tuple(values), sources, kinds[fixed[0]] if fixed else None))
     return groups
 
 
@@ -839,12 +846,10 @@ def _build_quantizer(group, specs, range_mode, decay):
     # A scale that several tensors share must do for the one with the most bits.
     spec = _widest([specs[value] for value in group.values])
     initial_range = (0.0, 0.0)
-    if group.softmax:
-        # TFLite fixes it: scale 1/256 and zero point -128 at 8 bits, 1/32768 and 0 at 16.
+    if group.fixed:
         range_mode = "fixed"
         if spec is not None:
-            levels = 2 ** (spec.bits - spec.symmetric)
-            initial_range = (0.0, (levels - 1) / levels)
+            initial_range = _fixed_range(group.fixed, spec)
     return quantizers.ActivationQuantizer(
         spec=quantizers.spec_config(spec),
         slots=len(group.sources),
@@ -853,6 +858,20 @@ def _build_quantizer(group, specs, range_mode, decay):
         initial_range=initial_range,
         name=f"{group.name}_quantizer",
     )
+
+
+def _fixed_range(kind, spec):
+    """Returns the range that TFLite's kernels assume, as wide as the function's values.
+
+    Softmax and sigmoid: scale 1/256 and zero point -128 at 8 bits, 1/32768 and 0 at 16.
+    Tanh: 1/128 and 0, 1/32768 and 0.
+    """
+    if kind == "tanh":
+        half = 2 ** (spec.bits - 1)
+        high = (half - 1) / half
+        return (-high if spec.symmetric else -1.0), high
+    levels = 2 ** (spec.bits - spec.symmetric)
+    return 0.0, (levels - 1) / levels
 
 
 def _build_layer(operation, scheme, weight_range, built):
@@ -864,6 +883,8 @@ def _build_layer(operation, scheme, weight_range, built):
             return keras.layers.ReLU(maximum, name=operation.name)
         if operation.kind == "softmax":
             return keras.layers.Softmax(name=operation.name)
+        if operation.kind in FIXED:
+            return layers.QuantizedFunction(operation.kind, name=operation.name)
         # float32: mixed precision would leave float16 in these layers.
         config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
         kind = _QUANTIZED_ARITHMETIC.get(operation.kind, type(operation.layer))

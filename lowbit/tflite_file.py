@@ -79,6 +79,8 @@ OPTIONS = {
         "ResizeNearestNeighborOptions",
         {"align_corners": "alignCorners", "half_pixel_centers": "halfPixelCenters"},
     ),
+    "LOGISTIC": (None, {}),
+    "TANH": (None, {}),
     "RELU": (None, {}),
     "RELU6": (None, {}),
     "QUANTIZE": ("QuantizeOptions", {}),

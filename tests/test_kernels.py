@@ -871,3 +871,24 @@ def test_wrong_attribute(attribute, value):
     changed = dataclasses.replace(graph, nodes=(node,))
     with pytest.raises(ValueError, match=f"conv_2d.*{value}"):
         kernels.run(changed, random_inputs(changed))
+
+
+# --- functions of one code: every code ----------------------------------------------------------
+
+FIXED = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("scale", [0.003, 0.0173, 1 / 32, 0.0731, 0.11, 0.25, 1.7])
+@pytest.mark.parametrize("op", FIXED)
+def test_functions_of_one_code_for_all_256_codes(op, scale, flavour):
+    for zero_point in (-128, -7, 0, 5, 127):
+        shape = (1, 16, 16, 1)
+        graph = single(
+            op,
+            [activation("x", shape, scale, zero_point)],
+            activation("y", shape, *FIXED[op]),
+            {},
+        )
+        codes = np.arange(-128, 128, dtype=np.int8).reshape(shape)
+        assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)

@@ -72,6 +72,12 @@ CASES = {
         lambda x: L.UpSampling2D((3, 1), name="out")(x),
         ["RESIZE_NEAREST_NEIGHBOR"],
     ),
+    "sigmoid": (lambda x: L.Activation("sigmoid", name="out")(x), ["LOGISTIC"]),
+    "tanh": (lambda x: conv(x, activation="tanh"), ["TANH"]),
+    "swish": (
+        lambda x: L.Multiply(name="out")([x, L.Activation("sigmoid")(x)]),
+        ["LOGISTIC", "MUL"],
+    ),
     "permute": (lambda x: L.Permute((2, 1, 3), name="out")(x), ["TRANSPOSE"]),
     "permute to channels first": (lambda x: L.Permute((3, 1, 2), name="out")(x), ["TRANSPOSE"]),
 }
@@ -124,7 +130,7 @@ def test_a_layer_has_the_kernels_codes(network, case):
 
 @pytest.mark.filterwarnings("ignore:Statistics for quantized inputs:UserWarning")
 @pytest.mark.parametrize(
-    "case", ["subtract", "squeeze and excite", "maximum", "upsampling", "permute"]
+    "case", ["subtract", "squeeze and excite", "maximum", "upsampling", "permute", "swish", "tanh"]
 )
 def test_the_converters_route_has_the_same_operations(network, case):
     placed, _ = network(case)

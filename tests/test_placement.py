@@ -533,11 +533,11 @@ REFUSED = {
     ),
     "gelu": (
         lambda: functional(lambda x: L.Conv2D(4, 3, activation="gelu", name="soft")(x)),
-        r"layer soft has activation 'gelu'; allowed are linear, relu, relu6, softmax",
+        r"layer soft has activation 'gelu'; allowed are linear, relu, relu6, sigmoid",
     ),
     "gelu layer": (
         lambda: functional(lambda x: L.Activation("gelu", name="soft")(x)),
-        r"layer soft has activation 'gelu'; allowed are linear, relu, relu6, softmax",
+        r"layer soft has activation 'gelu'; allowed are linear, relu, relu6, sigmoid",
     ),
     "relu 3": (
         lambda: functional(lambda x: L.ReLU(max_value=3, name="three")(x)),
@@ -568,7 +568,7 @@ REFUSED = {
         lambda: functional(
             lambda x: L.Concatenate()([L.Softmax(name="p")(x), L.Conv2D(4, 1, name="q")(x)])
         ),
-        r"softmax p and q are joined by a concatenation, .*two outputs",
+        r"softmax p and q must share a scale .*two outputs",
     ),
     "batch norm axis": (
         lambda: functional(lambda x: L.BatchNormalization(axis=1, name="across")(x)),
