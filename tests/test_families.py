@@ -135,7 +135,16 @@ def quantized(family):
     return placed, images
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = ("nasnet",)  # 20 s
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=pytest.mark.slow) if family in SLOW else family
+        for family in FAMILIES
+    ],
+)
 def test_a_family_is_exported_whole_and_its_codes_are_the_kernels(family):
     placed, images = quantized(family)
     graph = lowering.lower(placed)
