@@ -21,6 +21,8 @@ and names its operations as TFLite does.  Attributes that each operation carries
 | SLICE (inputs 2, 3: begin, size) | -                                                             |
 | TRANSPOSE (second input: order)  | -                                                             |
 | RESIZE_NEAREST_NEIGHBOR (size)   | align_corners, half_pixel_centers                             |
+| LEAKY_RELU                       | alpha                                                         |
+| GELU                             | approximate                                                   |
 | MAXIMUM, MINIMUM, LOGISTIC, TANH | -                                                             |
 | PAD (second input: paddings), RELU, RELU6, QUANTIZE, DEQUANTIZE | -                              |
 

@@ -19,6 +19,8 @@ Two flavours, because "bit exact" needs a backend's name:
 |                   | built-in: float32 table of exponentials |                                    |
 | LOGISTIC, TANH    | reference: fixed point;                 | float32 table                      |
 |                   | built-in: float32 table                 |                                    |
+| LEAKY_RELU        | fixed point, two roundings              | 8 fractional bits                  |
+| GELU              | float32 table                           | not delegated                      |
 | QUANTIZE, int8    | fixed point                             | 8 fractional bits (int8 to int8)   |
 | QUANTIZE, float32 | divide, ties away from zero             | times 1/scale, ties to even        |
 | the others        | move or select codes                    | the same                           |
@@ -35,6 +37,7 @@ defines that overflow.
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -151,7 +154,7 @@ def placement_of(graph: integer_graph.IntegerGraph, node: integer_graph.Node) ->
     claims the node but cannot prepare it, so that the whole model fails to load.  Found by
     experiment on ai-edge-litert 2.3, and equal to the bounds in the delegate's source.
     """
-    if node.op in ("SOFTMAX", "RELU", "RELU6", "AVERAGE_POOL_2D"):
+    if node.op in ("SOFTMAX", "RELU", "RELU6", "GELU", "AVERAGE_POOL_2D"):
         return "builtin", f"the delegate takes no 8-bit {node.op}"
     ranged = _ratio_reason(graph, node)
     if ranged:
@@ -192,6 +195,13 @@ def _ratio_reason(graph, node):
                 f"[{MULTIPLY_RANGE[0]:g}, {MULTIPLY_RANGE[1]:g})"
             )
         return None
+    if node.op == "LEAKY_RELU":
+        for ratio in _leaky_ratios(graph, node):
+            if not REQUANTIZE_RANGE[0] <= abs(ratio) <= REQUANTIZE_RANGE[1]:
+                return "builtin", (
+                    f"input scale / output scale, or alpha times it, = {ratio:.6g} is outside "
+                    f"[{REQUANTIZE_RANGE[0]:g}, {REQUANTIZE_RANGE[1]:g}]"
+                )
     if node.op == "QUANTIZE" and graph.tensors[node.inputs[0]].dtype != "float32":
         ratio = graph.tensors[node.inputs[0]].scale / graph.tensors[node.outputs[0]].scale
         if not REQUANTIZE_RANGE[0] <= ratio <= REQUANTIZE_RANGE[1]:
@@ -761,20 +771,55 @@ def _tanh(graph, node, inputs, kernel):
     return _looked_up(graph, node, inputs[0], kernel, np.tanh, _tanh_fixed_point)
 
 
+def _gelu(graph, node, inputs, kernel):
+    """GELU: x / 2 * (1 + erf(x / sqrt(2))); exact."""
+    if node.attributes["approximate"]:
+        raise ValueError(f"node {node.name!r}: an approximate GELU is not known")
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+    return _looked_up(
+        graph, node, inputs[0], kernel, lambda x: x / 2 * (1 + erf(x * math.sqrt(0.5)))
+    )
+
+
+def _leaky_relu(graph, node, inputs, kernel):
+    """LEAKY_RELU: x, or alpha * x below zero; exact in both flavours."""
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    codes = _centred(inputs[0], source)
+    ratios = _leaky_ratios(graph, node)
+    if kernel == "xnnpack":
+        above, below = (int(np.rint(np.float32(256) * ratio)) for ratio in ratios)
+        scaled = codes * np.where(codes >= 0, above, below)
+        return _finish((scaled + 128) >> 8, node, output, kernel)
+    above, below = (
+        fixed_point.multiply_by_quantized_multiplier(
+            codes, *fixed_point.quantize_multiplier(float(ratio))
+        )
+        for ratio in ratios
+    )
+    return _finish(np.where(codes >= 0, above, below), node, output, kernel)
+
+
+def _leaky_ratios(graph, node):
+    """Returns float32 (s_in / s_out, s_in * alpha / s_out)."""
+    source, output = _names(graph, node, node.inputs[0], node.outputs[0])
+    alpha = np.float32(node.attributes["alpha"])
+    return source.scale / output.scale, source.scale * alpha / output.scale
+
+
 def _sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def _looked_up(graph, node, codes, kernel, function, in_fixed_point):
+def _looked_up(graph, node, codes, kernel, function, in_fixed_point=None):
     """Returns the function of every code, by the table of 256 that the kernel makes.
 
-    The reference kernel computes in fixed point with 4 integer bits: in_fixed_point(its real input
-    with 27 fractional bits) gives the result with 31; far out it is saturated.  The others make
-    float32 tables, XNNPACK with ties to even.
+    With in_fixed_point the reference kernel computes with 4 integer bits: in_fixed_point(its real
+    input with 27 fractional bits) gives the result with 31; far out it is saturated.  The others
+    make float32 tables, XNNPACK with ties to even.
     """
     source, output = _names(graph, node, node.inputs[0], node.outputs[0])
     every = np.arange(-128, 128, dtype=np.int64) - source.zero_point
-    if kernel == "reference":
+    if kernel == "reference" and in_fixed_point is not None:
         multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) * 2.0**27)
         radius = int(np.floor(15 * 2.0 ** (27 - int(shift))))
         inside = np.clip(every, -radius, radius)
@@ -929,6 +974,8 @@ _KERNELS = {
     "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
     "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
+    "GELU": _gelu,
+    "LEAKY_RELU": _leaky_relu,
     "LOGISTIC": _logistic,
     "MAXIMUM": _maximum,
     "MAX_POOL_2D": _max_pool_2d,

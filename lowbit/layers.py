@@ -542,7 +542,33 @@ class QuantizedFunction(keras.layers.Activation):
         return ops.cast(self.activation(ops.cast(x, "float64")), "float32")
 
 
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedLeakyReLU(keras.layers.LeakyReLU):
+    """x, or slope * x below zero; in inference between quantizers with XNNPACK's integers.
+
+    m = rint(256 * s_in / s_out), below zero rint(256 * s_in * slope / s_out)
+    y = floor((code * m + 128) / 256) * s_out      code less its zero point
+    """
+
+    def __init__(self, negative_slope=0.3, **kwargs):
+        super().__init__(negative_slope, **kwargs)
+        self.input_quantizer = self.output_quantizer = _no_quantizer
+
+    def call(self, x, training=None):
+        scale, output_scale = (
+            _scale_of(quantizer()) for quantizer in (self.input_quantizer, self.output_quantizer)
+        )
+        if training or scale is None or output_scale is None:
+            return super().call(x)
+        codes, ratio = x / scale, scale / output_scale
+        slope = float(np.float32(self.negative_slope))
+        above, below = ops.round(256.0 * ratio), ops.round(256.0 * ratio * slope)
+        scaled = codes * ops.where(codes >= 0, above, below)
+        return ops.floor((scaled + 128.0) / 256.0) * output_scale
+
+
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
+_WITH_QUANTIZERS = (_TwoInputs, QuantizedMean, QuantizedLeakyReLU)
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedDense)
 
 
@@ -564,7 +590,7 @@ class QuantizedModel(keras.Model):
             layer.input_quantizer = _one_of(before)
             layer.output_quantizer = _one_of(after)
         for layer in self.layers:
-            if isinstance(layer, _TwoInputs | QuantizedMean) and len(layer._inbound_nodes) == 1:
+            if isinstance(layer, _WITH_QUANTIZERS) and len(layer._inbound_nodes) == 1:
                 (node,) = layer._inbound_nodes
                 before = [quantizers.quantizer_before(t) for t in node.arguments.keras_tensors]
                 layer.output_quantizer = _one_of({quantizers.quantizer_after(node.outputs[0])})

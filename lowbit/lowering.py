@@ -313,13 +313,29 @@ def _lower_function(builder, call, arguments, shape):
 
     def finish(output, activation):
         del activation
-        op = _FUNCTION_NAMES[call.layer.activation.__name__]
-        builder.node(op, call.name, [arguments[0].name], output)
+        op, attributes = _FUNCTION_NAMES[call.layer.activation.__name__]
+        builder.node(op, call.name, [arguments[0].name], output, **attributes)
 
     return _Pending(finish)
 
 
-_FUNCTION_NAMES = {"sigmoid": "LOGISTIC", "tanh": "TANH"}
+_FUNCTION_NAMES = {
+    "sigmoid": ("LOGISTIC", {}),
+    "tanh": ("TANH", {}),
+    "gelu": ("GELU", {"approximate": False}),
+}
+
+
+def _lower_leaky_relu(builder, call, arguments, shape):
+    del shape
+    _in_network_units(arguments[0], f"layer {call.name}")
+
+    def finish(output, activation):
+        del activation
+        alpha = float(np.float32(call.layer.negative_slope))
+        builder.node("LEAKY_RELU", call.name, [arguments[0].name], output, alpha=alpha)
+
+    return _Pending(finish)
 
 
 def _lower_requantize(builder, call, arguments, shape):
@@ -478,7 +494,7 @@ _L = keras.layers
 # Layers that wait for a quantizer; the others keep their input's scale.
 COMPUTES = (
     *(*layers.WEIGHTED, *layers.ARITHMETIC, layers.QuantizedMean),
-    *(_L.Softmax, layers.QuantizedFunction),
+    *(_L.Softmax, layers.QuantizedFunction, layers.QuantizedLeakyReLU),
 )
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
@@ -490,6 +506,7 @@ LOWERINGS = {
     layers.QuantizedMean: _lower_mean,
     _L.Softmax: _lower_softmax,
     layers.QuantizedFunction: _lower_function,
+    layers.QuantizedLeakyReLU: _lower_leaky_relu,
     _L.AveragePooling2D: _lower_pool("AVERAGE_POOL_2D"),
     _L.MaxPooling2D: _lower_pool("MAX_POOL_2D"),
     _L.GlobalMaxPooling2D: _lower_global_max_pool,

@@ -84,7 +84,7 @@ def _twin(graph):
 
 _COMPUTES = (
     *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "MEAN", "SOFTMAX"),
-    *("LOGISTIC", "TANH"),
+    *("LOGISTIC", "TANH", "GELU", "LEAKY_RELU"),
 )
 
 
@@ -237,6 +237,10 @@ _TWINS = {
         lambda tf, node, inputs, graph: tf.reshape(inputs[0], node.attributes["new_shape"])
     ),
     "LOGISTIC": _with_tf(lambda tf, node, inputs, graph: tf.sigmoid(inputs[0])),
+    "GELU": _with_tf(lambda tf, node, inputs, graph: tf.nn.gelu(inputs[0])),
+    "LEAKY_RELU": _with_tf(
+        lambda tf, node, inputs, graph: tf.nn.leaky_relu(inputs[0], node.attributes["alpha"])
+    ),
     "TANH": _with_tf(lambda tf, node, inputs, graph: tf.tanh(inputs[0])),
     "SOFTMAX": _with_tf(lambda tf, node, inputs, graph: tf.nn.softmax(inputs[0])),
     "RELU": _with_tf(lambda tf, node, inputs, graph: tf.nn.relu(inputs[0])),

@@ -31,7 +31,7 @@ from lowbit.functional import UnsupportedModelError
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
 SOURCES = (
     *("conv", "depthwise", "dense", "add", "subtract", "multiply", "mean", "requantize"),
-    *("softmax", "sigmoid", "tanh"),
+    *("softmax", "sigmoid", "tanh", "gelu", "leaky_relu"),
 )
 TIED = (
     *("average_pool", "max_pool", "global_max_pool", "concatenate", "maximum", "minimum"),
@@ -40,6 +40,7 @@ TIED = (
 FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add", "subtract", "multiply")
 # TFLite fixes the scale of what these compute: see `_fixed_range`.
 FIXED = ("softmax", "sigmoid", "tanh")
+_FUNCTIONS = ("sigmoid", "tanh", "gelu")  # of single values, by a table of all codes
 # Layers that take a list of tensors.
 _MANY = ("add", "subtract", "multiply", "concatenate", "maximum", "minimum")
 
@@ -190,30 +191,46 @@ def _check_supported(call, trace):
             )
 
 
+_ACTIVATIONS = {
+    keras.activations.linear: None,
+    keras.activations.relu: "relu",
+    keras.activations.relu6: "relu6",
+    keras.activations.softmax: "softmax",
+    keras.activations.sigmoid: "sigmoid",
+    keras.activations.tanh: "tanh",
+    keras.activations.gelu: "gelu",
+    keras.activations.silu: "silu",
+    keras.activations.leaky_relu: "leaky_relu",
+}
+
+
 def _activation_name(function, layer_name) -> str | None:
-    names = {
-        keras.activations.linear: None,
-        keras.activations.relu: "relu",
-        keras.activations.relu6: "relu6",
-        keras.activations.softmax: "softmax",
-        keras.activations.sigmoid: "sigmoid",
-        keras.activations.tanh: "tanh",
-    }
-    if function not in names:
+    if function not in _ACTIVATIONS:
         name = getattr(function, "__name__", function)
+        allowed = ", ".join(sorted(function.__name__ for function in _ACTIVATIONS))
         raise UnsupportedModelError(
-            f"layer {layer_name} has activation {name!r}; allowed are linear, relu, relu6, "
-            "sigmoid, softmax, tanh"
+            f"layer {layer_name} has activation {name!r}; allowed are {allowed}"
         )
-    return names[function]
+    return _ACTIVATIONS[function]
 
 
-def _activation_operation(activation, name, value, output, layer, label):
-    if activation in FIXED:
-        return Operation(activation, name, (value,), output, layer, label=label)
-    return Operation(
-        "activation", name, (value,), output, layer, activation=activation, label=label
-    )
+def _activation_operations(activation, name, value, output, layer, label, fresh, **config):
+    """Returns the operations of an activation function: one, or for silu two."""
+    if activation in ("relu", "relu6"):
+        return [
+            Operation(
+                "activation", name, (value,), output, layer, activation=activation, label=label
+            )
+        ]
+    if activation == "silu":  # x * sigmoid(x)
+        gate, gate_name = next(fresh), f"{name}_sigmoid"
+        return [
+            Operation("sigmoid", gate_name, (value,), gate, layer, label=gate_name),
+            Operation("multiply", name, (value, gate), output, layer, label=label),
+        ]
+    if activation == "leaky_relu":
+        config = {"negative_slope": 0.2} | config  # of the function's default
+    return [Operation(activation, name, (value,), output, layer, label=label, config=config)]
 
 
 def _with_activation(operation, layer, output, fresh):
@@ -223,11 +240,12 @@ def _with_activation(operation, layer, output, fresh):
         return [operation]
     value = next(fresh)
     name = f"{operation.name}_{activation}"
-    # The last tensor is the layer's own output and bears its name; a softmax has one before it.
-    label = f"{operation.name}_logits" if activation in FIXED else operation.name
+    # The last tensor is the layer's own output and bears its name; what is not fused has one before.
+    fused = activation in ("relu", "relu6")
+    label = operation.name if fused else f"{operation.name}_logits"
     return [
         dataclasses.replace(operation, output=value, label=label),
-        _activation_operation(activation, name, value, output, layer, operation.name),
+        *_activation_operations(activation, name, value, output, layer, operation.name, fresh),
     ]
 
 
@@ -291,24 +309,27 @@ def _read_batch_norm(call, inputs, fresh):
 
 def _read_relu(call, inputs, fresh):
     layer = call.layer
-    limits = (layer.negative_slope, layer.threshold)
     maximum = None if layer.max_value is None else float(layer.max_value)
-    if any(limits) or maximum not in (None, 6.0):
+    slope = float(layer.negative_slope)
+    if layer.threshold or maximum not in (None, 6.0) or (slope and maximum is not None):
         raise UnsupportedModelError(
-            f"layer {call.name} is ReLU(max_value={layer.max_value}, negative_slope={limits[0]}, "
-            f"threshold={limits[1]}); allowed are max_value None or 6 without slope and threshold"
+            f"layer {call.name} is ReLU(max_value={layer.max_value}, negative_slope="
+            f"{layer.negative_slope}, threshold={layer.threshold}); allowed are max_value None or 6 "
+            "without slope, a slope without max_value, and no threshold"
         )
-    activation = "relu" if maximum is None else "relu6"
-    return [_activation_operation(activation, call.name, inputs[0], call.output, layer, call.name)]
+    if slope:
+        return _read_function("leaky_relu", call, inputs, fresh, negative_slope=slope)
+    return _read_function("relu" if maximum is None else "relu6", call, inputs, fresh)
+
+
+def _read_leaky_relu(call, inputs, fresh):
+    slope = float(call.layer.negative_slope)
+    return _read_function("leaky_relu", call, inputs, fresh, negative_slope=slope)
 
 
 def _read_activation(call, inputs, fresh):
     activation = _activation_name(call.layer.activation, call.name)
-    if activation is None:
-        return []
-    return [
-        _activation_operation(activation, call.name, inputs[0], call.output, call.layer, call.name)
-    ]
+    return [] if activation is None else _read_function(activation, call, inputs, fresh)
 
 
 def _read_softmax(call, inputs, fresh):
@@ -316,9 +337,13 @@ def _read_softmax(call, inputs, fresh):
         raise UnsupportedModelError(
             f"layer {call.name} is a Softmax over axis {call.layer.axis}; only the last is allowed"
         )
-    return [
-        _activation_operation("softmax", call.name, inputs[0], call.output, call.layer, call.name)
-    ]
+    return _read_function("softmax", call, inputs, fresh)
+
+
+def _read_function(activation, call, inputs, fresh, **config):
+    return _activation_operations(
+        activation, call.name, inputs[0], call.output, call.layer, call.name, fresh, **config
+    )
 
 
 def _read_kept(kind):
@@ -369,6 +394,7 @@ READERS = {
     _L.Dense: _read_weighted("dense"),
     _L.BatchNormalization: _read_batch_norm,
     _L.ReLU: _read_relu,
+    _L.LeakyReLU: _read_leaky_relu,
     _L.Activation: _read_activation,
     _L.Softmax: _read_softmax,
     _L.Add: _read_merged("add"),
@@ -883,8 +909,14 @@ def _build_layer(operation, scheme, weight_range, built):
             return keras.layers.ReLU(maximum, name=operation.name)
         if operation.kind == "softmax":
             return keras.layers.Softmax(name=operation.name)
-        if operation.kind in FIXED:
+        if operation.kind in _FUNCTIONS:
             return layers.QuantizedFunction(operation.kind, name=operation.name)
+        if operation.kind == "leaky_relu":
+            return layers.QuantizedLeakyReLU(
+                operation.config["negative_slope"], name=operation.name
+            )
+        if operation.kind == "multiply" and not isinstance(operation.layer, _L.Multiply):
+            return layers.QuantizedMultiply(name=operation.name)  # of silu
         # float32: mixed precision would leave float16 in these layers.
         config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
         kind = _QUANTIZED_ARITHMETIC.get(operation.kind, type(operation.layer))

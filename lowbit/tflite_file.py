@@ -81,6 +81,8 @@ OPTIONS = {
     ),
     "LOGISTIC": (None, {}),
     "TANH": (None, {}),
+    "GELU": ("GeluOptions", {"approximate": "approximate"}),
+    "LEAKY_RELU": ("LeakyReluOptions", {"alpha": "alpha"}),
     "RELU": (None, {}),
     "RELU6": (None, {}),
     "QUANTIZE": ("QuantizeOptions", {}),

@@ -892,3 +892,28 @@ def test_functions_of_one_code_for_all_256_codes(op, scale, flavour):
         )
         codes = np.arange(-128, 128, dtype=np.int8).reshape(shape)
         assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("ratio", [0.01, 0.2, 0.731, 1.0, 1.9])
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("GELU", {"approximate": False}),
+        ("LEAKY_RELU", {"alpha": float(np.float32(0.1))}),
+        ("LEAKY_RELU", {"alpha": 0.5}),
+        ("LEAKY_RELU", {"alpha": 0.0}),
+        ("LEAKY_RELU", {"alpha": float(np.float32(1.3))}),
+    ],
+)
+def test_functions_on_free_scales_for_all_256_codes(op, attributes, ratio, flavour):
+    shape = (1, 16, 16, 1)
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(shape)
+    for scale, zero_point, output_zero_point in ((0.0173, -7, 5), (0.05, -128, -100), (0.1, 40, 0)):
+        graph = single(
+            op,
+            [activation("x", shape, scale, zero_point)],
+            activation("y", shape, scale / ratio, output_zero_point),
+            attributes,
+        )
+        assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)

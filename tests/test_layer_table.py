@@ -74,6 +74,11 @@ CASES = {
     ),
     "sigmoid": (lambda x: L.Activation("sigmoid", name="out")(x), ["LOGISTIC"]),
     "tanh": (lambda x: conv(x, activation="tanh"), ["TANH"]),
+    "silu": (lambda x: conv(x, activation="silu"), ["LOGISTIC", "MUL"]),
+    "gelu": (lambda x: L.Activation("gelu", name="out")(x), ["GELU"]),
+    "leaky relu": (lambda x: L.LeakyReLU(0.1, name="out")(x), ["LEAKY_RELU"]),
+    "relu with a slope": (lambda x: L.ReLU(negative_slope=0.3, name="out")(x), ["LEAKY_RELU"]),
+    "activation leaky_relu": (lambda x: conv(x, activation="leaky_relu"), ["LEAKY_RELU"]),
     "swish": (
         lambda x: L.Multiply(name="out")([x, L.Activation("sigmoid")(x)]),
         ["LOGISTIC", "MUL"],
@@ -130,7 +135,18 @@ def test_a_layer_has_the_kernels_codes(network, case):
 
 @pytest.mark.filterwarnings("ignore:Statistics for quantized inputs:UserWarning")
 @pytest.mark.parametrize(
-    "case", ["subtract", "squeeze and excite", "maximum", "upsampling", "permute", "swish", "tanh"]
+    "case",
+    [
+        "subtract",
+        "squeeze and excite",
+        "maximum",
+        "upsampling",
+        "permute",
+        "silu",
+        "tanh",
+        "gelu",
+        "leaky relu",
+    ],
 )
 def test_the_converters_route_has_the_same_operations(network, case):
     placed, _ = network(case)

@@ -531,20 +531,20 @@ REFUSED = {
         ),
         r"layer first has data_format 'channels_first'; TFLite kernels need 'channels_last'",
     ),
-    "gelu": (
-        lambda: functional(lambda x: L.Conv2D(4, 3, activation="gelu", name="soft")(x)),
-        r"layer soft has activation 'gelu'; allowed are linear, relu, relu6, sigmoid",
+    "elu": (
+        lambda: functional(lambda x: L.Conv2D(4, 3, activation="elu", name="soft")(x)),
+        r"layer soft has activation 'elu'; allowed are gelu, leaky_relu, linear, relu, relu6",
     ),
-    "gelu layer": (
-        lambda: functional(lambda x: L.Activation("gelu", name="soft")(x)),
-        r"layer soft has activation 'gelu'; allowed are linear, relu, relu6, sigmoid",
+    "elu layer": (
+        lambda: functional(lambda x: L.Activation("elu", name="soft")(x)),
+        r"layer soft has activation 'elu'; allowed are gelu, leaky_relu, linear, relu, relu6",
     ),
     "relu 3": (
         lambda: functional(lambda x: L.ReLU(max_value=3, name="three")(x)),
         r"layer three is ReLU\(max_value=3(.0)?, .*allowed are max_value None or 6",
     ),
     "leaky": (
-        lambda: functional(lambda x: L.ReLU(negative_slope=0.1, name="leaky")(x)),
+        lambda: functional(lambda x: L.ReLU(6, negative_slope=0.1, name="leaky")(x)),
         r"layer leaky is ReLU\(.*negative_slope=0.1, .*allowed are max_value None or 6",
     ),
     "groups": (

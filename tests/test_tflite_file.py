@@ -118,6 +118,8 @@ def every_operation() -> integer_graph.IntegerGraph:
     x = node("MINIMUM", [x, sliced], activation("minimum", (1, 8, 3, 16), 0.03, -128))
     x = node("LOGISTIC", [x], activation("sigmoid", (1, 8, 3, 16), 1 / 256, -128))
     x = node("TANH", [x], activation("tanh", (1, 8, 3, 16), 1 / 128, 0))
+    x = node("GELU", [x], activation("gelu", (1, 8, 3, 16), 0.01, -60), approximate=False)
+    x = node("LEAKY_RELU", [x], activation("leaky", (1, 8, 3, 16), 0.01, -60), alpha=0.25)
     axes = add(constant("axes", np.array([1, 2], np.int32)))
     kept = node("MEAN", [x, axes], activation("kept", (1, 1, 1, 16), 0.02, 7), keep_dims=True)
     x = node("MEAN", [x, axes], activation("mean", (1, 16), 0.02, 7), keep_dims=False)
