@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/pytest -m 'not slow' -n 2 --dist=loadfile
+	$(BIN)/pytest -m 'not slow' -n 2 --dist=worksteal
 
 # Real networks and images, where LOWBIT_DATA names a folder of them; kill and resume.
 slow: setup

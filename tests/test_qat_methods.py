@@ -190,8 +190,14 @@ def test_rates_in_steps_of_the_quantizers(name, scheme, frozen):
             assert (moved > 0.9 * wanted).mean() > 0.5
 
 
-@pytest.mark.parametrize("name", ["lsq", "dsq", "stochastic", "ste"])
-@pytest.mark.parametrize("scheme", ["w4a4", "w2a4", "w3a8_per_tensor", "w4a8_asymmetric"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        *(("lsq", each) for each in ("w4a4", "w2a4", "w3a8_per_tensor", "w4a8_asymmetric")),
+        *(("dsq", each) for each in ("w2a4", "w3a8_per_tensor", "w4a8_asymmetric")),
+        *(("stochastic", "w4a4"), ("ste", "w2a4")),
+    ],
+)
 def test_every_granularity_learns_and_the_loss_falls(name, scheme):
     model = methods.prepare(quantized(scheme), name)
     found = steps(model, 6, 0.001 if name == "lsq" else 0.1)

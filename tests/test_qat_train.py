@@ -95,6 +95,7 @@ def test_a_run_saves_three_models_and_says_what_they_reach(tmp_path, range_mode)
     tflite_file.write(lowering.lower(model))
 
 
+@pytest.mark.slow
 def test_measuring_in_between_changes_nothing_and_ends_with_what_is_saved(tmp_path):
     """The quantized network's curve and, with a moving average of the weights, both of theirs."""
     small_network(tmp_path / "float_model.keras")
