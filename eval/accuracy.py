@@ -196,6 +196,13 @@ def load(
         content = tflite_file.load_bytes(path)
         graph = tflite_file.read(content, path)
         facts = tflite_file.read_manifest(content, path)
+        if len(graph.inputs) != 1 or not graph.outputs:
+            raise ValueError(
+                f"{path} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; 1 input "
+                "and an output are needed"
+            )
+        if runtime == "litert":
+            runtimes.try_out(content, path, kernels)
         shape = tuple(graph.tensors[graph.inputs[0]].shape[1:])
 
         def run(batches):

@@ -16,7 +16,7 @@ import numpy as np
 
 from eval import accuracy
 from lowbit import cli, manifest, models, results, runtimes
-from lowbit.data import images
+from lowbit.data import folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +55,13 @@ def label(config: Config) -> dict:
     runtime = "litert" if runtimes.is_tflite(config.model) else "keras"
     zoo = {"weights": config.weights}
     runner = accuracy.load(config.model, runtime, config.kernels, config.preprocess, zoo=zoo)
-    outputs = accuracy.outputs_of(
-        runner, pictures(paths), len(paths), 1, "looking", crop=config.crop
-    )
+    pictures, _ = folders.picture_files(config.image, paths)
+    outputs = accuracy.outputs_of(runner, pictures, len(paths), 1, "looking", crop=config.crop)
     count = outputs.shape[1]
     names = read_labels(config.labels, count) or runner.facts.get("class_names")
     names = names if names is not None else [f"class {index}" for index in range(count)]
+    if len(names) != count:
+        raise ValueError(f"{config.model}: {len(names)} class names for {count} outputs")
     firsts = []
     for path, values in zip(paths, outputs, strict=True):
         shares = probabilities(values)
@@ -80,19 +81,6 @@ def label(config: Config) -> dict:
         "seconds": round(time.monotonic() - start, 3),
         "versions": manifest.versions(),
     }
-
-
-def pictures(paths) -> images.Dataset:
-    """Returns picture files as a data set without labels."""
-
-    def read(index):
-        with open(paths[index], "rb") as file:
-            return images.decode(file.read(), paths[index])
-
-    nothing = np.zeros(len(paths), np.int64)
-    return images.Dataset(
-        ",".join(paths), nothing, 1, None, read=read, where=lambda index: paths[index]
-    )
 
 
 def read_labels(path: str | None, count: int) -> list[str] | None:

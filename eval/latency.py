@@ -36,11 +36,17 @@ def measure(config: Config) -> dict:
             f"--warmup_runs={config.warmup_runs} at least 0"
         )
     content = tflite_file.load_bytes(config.model)
+    runtimes.try_out(content, config.model, config.kernels)
     runner = runtimes.interpreter(content, config.kernels, config.threads)
     random = np.random.default_rng(0)
     for details in runner.get_input_details():
         shape, dtype = details["shape"], details["dtype"]
-        if dtype == np.float32:
+        if np.dtype(dtype).kind not in "fiu":
+            raise ValueError(
+                f"{config.model}: input {details['name']!r} is {np.dtype(dtype).name}; "
+                "floats and integers are known"
+            )
+        if np.dtype(dtype).kind == "f":
             values = random.normal(size=shape).astype(dtype)
         else:
             info = np.iinfo(dtype)

@@ -32,6 +32,7 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from lowbit.kernels import delegate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,9 @@ def compare(config: Config) -> dict:
     keras_model = None
     if runtimes.is_tflite(config.model):
         content = tflite_file.load_bytes(config.model)
-        facts = tflite_file.read_manifest(content)
+        facts = tflite_file.read_manifest(content, config.model)
+        for name in runtimes.KERNELS:
+            runtimes.try_out(content, config.model, name)
     else:
         keras_model, facts = manifest.load_model(config.model)
         lowered = lowering.lower(keras_model)
@@ -78,6 +81,10 @@ def compare(config: Config) -> dict:
     dataset = datasets.open_dataset(config.dataset, config.split)
     count = min(config.limit, len(dataset))
     shape = graph.tensors[graph.inputs[0]].shape
+    if len(shape) != 4:
+        raise ValueError(
+            f"{config.model} takes input of shape {shape[1:]}; images are (height, width, channels)"
+        )
     batches = pipeline.batches(
         dataset,
         input_size=shape[1:3],
@@ -115,7 +122,7 @@ def compare(config: Config) -> dict:
     fallen = [
         f"{node.name} ({node.op}: {reason})"
         for node in graph.nodes
-        for kernel, reason in [kernels.placement_of(graph, node)]
+        for kernel, reason in [delegate.placement_of(graph, node)]
         if kernel != "xnnpack"
     ]
     if fallen:
@@ -164,7 +171,7 @@ def compare_nodes(
     and the one node that differs is named.  Where no node differs, no run from end to end does.
 
     Args:
-      graph: int8 activations.
+      graph: int8 or int16 activations.
       codes: of the graph's one input, (n, ...).
       kernels_name: "xnnpack" or "reference".
 
@@ -178,7 +185,7 @@ def compare_nodes(
     runner = runtimes.interpreter(tflite_file.write(probed), kernels_name)
     indices = [detail["index"] for detail in runner.get_output_details()]
     rows = [_row_of(graph, node, kernels_name) for node in graph.nodes]
-    seen = [np.zeros(256, bool) for _ in rows]
+    seen = [np.zeros(2**16, bool) for _ in rows]
     for image in codes[:, None]:
         runtimes.invoke(runner, image)
         known = {graph.inputs[0]: image}
@@ -193,14 +200,14 @@ def compare_nodes(
             row["codes"] += difference.size
             row["differing"] += int((difference > 0).sum())
             row["worst_lsb"] = max(row["worst_lsb"], int(difference.max()))
-            found[theirs.view(np.uint8)] = True
+            found[theirs.astype(np.int64) & 0xFFFF] = True
     for row, found in zip(rows, seen, strict=True):
         row["distinct"] = int(found.sum())
     return rows
 
 
 def _row_of(graph, node, kernels_name):
-    kernel = kernels.placement_of(graph, node)[0] if kernels_name == "xnnpack" else kernels_name
+    kernel = delegate.placement_of(graph, node)[0] if kernels_name == "xnnpack" else kernels_name
     row = {"name": node.name, "op": node.op, "kernel": kernel}
     return row | dict.fromkeys(("codes", "differing", "worst_lsb", "distinct"), 0)
 

@@ -405,7 +405,10 @@ def _needs_images(column):
 def _is_exported(column):
     if column.scheme == "float":
         return False
-    return ENDS in column.options or spec.why_simulated_only(spec.scheme(column.scheme)) is None
+    scheme = spec.scheme(column.scheme)
+    return ENDS in column.options or (
+        scheme.activations is not None and spec.why_simulated_only(scheme) is None
+    )
 
 
 def _means(column):

@@ -32,11 +32,15 @@ def export(config: Config) -> dict:
 
     Raises:
       TFLiteFileError: where the file is none, or holds what the integer graph has no word for.
+      ValueError: names the number for which JSON has no word.
     """
     start = time.monotonic()
     manifest.check_output(config.output, ".json")
     graph = tflite_file.read(tflite_file.load_bytes(config.model), config.model)
-    text = json.dumps(as_dict(graph, not config.without_data), allow_nan=False)
+    try:
+        text = json.dumps(as_dict(graph, not config.without_data), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{config.model}: {error}") from error
     files.save_bytes(text.encode(), config.output)
     return {
         "tool": "export.graph_json",
@@ -64,7 +68,10 @@ def as_dict(graph: integer_graph.IntegerGraph, with_data: bool = True) -> dict:
                 "name": node.name,
                 "inputs": list(node.inputs),
                 "outputs": list(node.outputs),
-                "attributes": {key: _plain(value) for key, value in node.attributes.items()},
+                "attributes": {
+                    key: _plain(_finite(value, f"{key} of {node.op} {node.name!r}"))
+                    for key, value in node.attributes.items()
+                },
             }
             for node in graph.nodes
         ],
@@ -75,14 +82,21 @@ def _tensor(tensor, with_data):
     found = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
     if tensor.quantization is not None:
         # A float32 is a float64 exactly, and JSON's text of that comes back as the same number.
-        found["scale"] = [float(each) for each in tensor.quantization.scale]
+        scale = _finite(tensor.quantization.scale, f"scale of tensor {tensor.name!r}")
+        found["scale"] = [float(each) for each in scale]
         found["zero_point"] = [int(each) for each in tensor.quantization.zero_point]
         found["axis"] = tensor.quantization.axis
     if tensor.data is not None:
         found["constant"] = True
         if with_data:
-            found["data"] = np.asarray(tensor.data).tolist()
+            found["data"] = np.asarray(_finite(tensor.data, f"tensor {tensor.name!r}")).tolist()
     return found
+
+
+def _finite(values, what):
+    if not isinstance(values, str | None) and not np.isfinite(values).all():
+        raise ValueError(f"{what}: NaN or infinity, for which JSON has no word")
+    return values
 
 
 def _plain(value):

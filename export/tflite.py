@@ -1,12 +1,23 @@
-"""Export: a quantized `.keras` model becomes a fully integer `.tflite` file.
+"""Export: a quantized `.keras` model becomes a `.tflite` file, fully integer where its scheme is.
 
-python -m export.tflite --model=ptq.keras --output=model.tflite
+    python -m export.tflite --model=ptq.keras --output=model.tflite
+
+The scheme that ptq.quantize or qat.train was given decides the precision:
+
+| scheme                   | weights in the file      | kernels compute in                           |
+|--------------------------|--------------------------|----------------------------------------------|
+| w8a8, w4a8, ...          | int8; int4, int2 packed  | integers                                     |
+| w8a16, w4a16, ...        | int8; int4 packed        | integers, activations int16, bias int64      |
+| w8, w4, ...              | int8; int4, int2 packed  | float32, weights dequantized before          |
+| dynamic                  | int8                     | integers, activations quantized by the image |
+| float16                  | float16                  | float32                                      |
+| float32                  | float32                  | float32                                      |
 """
 
 import dataclasses
 import time
 
-from lowbit import boundary, cli, files, lint, lowering, manifest, mlir, tflite_file
+from lowbit import boundary, cli, files, lint, lowering, manifest, mlir, spec, tflite_file
 from lowbit.data import preprocess as preprocessing
 
 
@@ -16,11 +27,18 @@ class Config:
 
     model: str = cli.field(cli.REQUIRED, "A .keras file of ptq.quantize or qat.train.")
     output: str = cli.field("model.tflite", "Where the file goes.")
-    io: str = cli.field(
+    io: str | None = cli.field(
+        None,
+        "Input and output: int8 or int16 codes, float32 (adds QUANTIZE and DEQUANTIZE to an "
+        "integer model), or uint8 (raw 0-255 pixels, normalized inside an int8 model); default: "
+        "what the scheme's activations are.",
+        choices=("int8", "int16", "uint8", "float32"),
+    )
+    weight_storage: str = cli.field(
         "int8",
-        "Input and output: int8 codes, float32 (adds QUANTIZE and DEQUANTIZE), or uint8 (raw "
-        "0-255 pixels, normalized inside the file).",
-        choices=("int8", "uint8", "float32"),
+        "Of weights of 2 to 4 bits: packed takes half the bytes or fewer, but runs on kernels "
+        "that unpack it and can be several times slower; int8 holds the same codes for XNNPACK.",
+        choices=("int8", "packed"),
     )
     route: str = cli.field(
         "direct",
@@ -34,22 +52,45 @@ def export(config: Config) -> dict:
     start = time.monotonic()
     manifest.check_output(config.output, ".tflite")
     model, facts = manifest.load_model(config.model)
-    graph = lowering.lower(model, description=f"lowbit {facts.get('scheme', '')}".strip())
+    scheme = spec.scheme(facts.get("scheme") or "w8a8")
+    if scheme.weights is None and scheme.activations is not None:
+        reason = spec.why_simulated_only(scheme)
+        raise ValueError(f"{config.model}: {scheme.name} can be simulated only: {reason}")
+    storage = lowering.Storage(
+        packed=config.weight_storage == "packed",
+        dynamic=scheme.dynamic,
+        float16=scheme.float_bits == 16,
+    )
+    graph = lowering.lower(model, f"lowbit {facts.get('scheme', '')}".strip(), storage)
     preprocess = facts.get("preprocess")
-    if config.io == "uint8":
+    own = graph.tensors[graph.inputs[0]].dtype
+    io = config.io or own
+    if io == "uint8":
         if preprocess is None:
             raise ValueError(f"{config.model} does not say how its images are normalized")
         graph = boundary.with_pixel_io(graph, preprocessing.parse(preprocess))
         preprocess = "raw"
-    elif config.io == "float32":
+    elif io == "float32":
         graph = boundary.with_float_io(graph)
-    stored = facts | {"preprocess": preprocess, "io": config.io, "route": config.route}
+    elif io != own:
+        raise ValueError(f"--io={io}: the activations of {config.model} are {own}")
+    stored = facts | {
+        "preprocess": preprocess,
+        "io": io,
+        "route": config.route,
+        "weight_storage": config.weight_storage,
+    }
     if config.route == "mlir":
+        if own != "int8" or config.weight_storage == "packed":
+            raise ValueError(
+                f"--route=mlir writes int8 activations and weights alone, not {scheme.name} with "
+                f"--weight_storage={config.weight_storage}"
+            )
         content = tflite_file.with_manifest(mlir.convert(graph), stored)
     else:
         content = tflite_file.write(graph, stored)
         _verify(graph, content)
-    faults = lint.faults(content, config.output, config.io)
+    faults = lint.faults(content, config.output, io)
     if faults:
         raise ValueError(f"the file would have {len(faults)} faults, the first: {faults[0]}")
     files.save_bytes(content, config.output)
@@ -57,8 +98,9 @@ def export(config: Config) -> dict:
         "tool": "export.tflite",
         "model": config.model,
         "scheme": facts.get("scheme"),
-        "io": config.io,
+        "io": io,
         "route": config.route,
+        "weight_storage": config.weight_storage,
         "output": config.output,
         "operations": len(graph.nodes),
         "size_bytes": len(content),

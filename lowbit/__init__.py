@@ -10,18 +10,19 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     diagnosis      SQNR, mean shift and outliers of channels; memory                   NumPy only
     fixed_point    the integer multiplier of the kernels                               NumPy only
     integer_graph  the one form between Keras and every consumer                       NumPy only
-    kernels        the simulator: codes as the kernels compute them                    NumPy only
+    kernels/       the simulator: codes as the kernels compute them                    NumPy only
     fakequant      the same arithmetic in keras.ops, with gradients
     lsq, pact, dsq, stochastic, binary     other gradients of the same rounding
     batch_statistics       batch normalization by a batch's own statistics
     quantizers, layers     what a quantized Keras model is made of
-    functional, placement  float model to quantized model
+    recorded, functional, placement    float model to quantized model
     auto_ranges    of several ranges the one that hurts the next layers least
     calibration    ranges from images
     walk           a quantized and a float model side by side, operation by operation
     lowering       quantized model to integer graph
-    tflite_file    integer graph to `.tflite` and back
+    operator_versions, tflite_file     integer graph to `.tflite` and back
     tflite_view, census, lint      any tool's file: what it holds, costs, and does wrong
+    onnx_file/             integer graph to ONNX, quantize-dequantize pairs or exact
     boundary, mlir         uint8 and float32 input and output; the MLIR route
     data, models   images; networks
     files, results, plots, progress    files written whole; rows, pictures, bars

@@ -23,6 +23,9 @@ ZERO_RANGE_SCALE = np.float32(1.0)
 # (accumulators reach 2**20), float32 holds such biases to a quarter of a code, and XNNPACK's
 # conversion of the accumulator to float32 (exact to 2**24) stays exact.
 BIAS_LIMIT = 2**22
+# In int64 codes beside 16-bit activations: the kernels shift a 48-bit accumulator, whose products
+# take 2**22 for each of up to 2**17 weights.
+BIAS_LIMIT_16 = 2**40
 RANGE_LIMIT = 1e30
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
@@ -212,36 +215,45 @@ def quantize_input(x: np.ndarray, scale: float, zero_point: int, dtype: str) -> 
 
 
 def quantize_bias(
-    bias: np.ndarray, input_scale: np.float32, weight_scale: np.ndarray
+    bias: np.ndarray, input_scale: np.float32, weight_scale: np.ndarray, dtype: str = "int32"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns int32 codes of a bias at scale s_in * s_w[c], zero point 0 (Jacob et al., eq. 11).
+    """Returns the codes of a bias at scale s_in * s_w[c], zero point 0 (Jacob et al., eq. 11).
 
     Args:
       bias: float (channels,).
       input_scale: of the activation that the weights multiply.
       weight_scale: float32 (channels,), or (1,) for per-tensor weights.
+      dtype: "int32", or "int64" beside int16 activations.
 
     Returns:
-      codes int32 (channels,) and their scale float32, the shape of `weight_scale`.
+      codes of `dtype` (channels,) and their scale float32, the shape of `weight_scale`.
 
     Raises:
-      ValueError: where a code leaves int32; `minimum_weight_scale` prevents it.
+      ValueError: where a code leaves `dtype`; `minimum_weight_scale` prevents it.
     """
     scale = np.float64(input_scale) * np.asarray(weight_scale, np.float64)
     codes = np.rint(np.asarray(bias, np.float64) / scale)
-    if (codes < INT32_MIN).any() or (codes > INT32_MAX).any():
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if (codes < low).any() or (codes > high).any():
         channel = int(np.abs(codes).argmax())
         raise ValueError(
             f"bias {float(np.ravel(bias)[channel])} of channel {channel} needs code "
             f"{codes[channel]:.4g} at scale {float(np.ravel(scale)[channel % scale.size])}; "
-            f"int32 holds {INT32_MIN} to {INT32_MAX}"
+            f"{dtype} holds {low} to {high}"
         )
-    return codes.astype(np.int32), scale.astype(np.float32)
+    return codes.astype(dtype), scale.astype(np.float32)
 
 
-def minimum_weight_scale(bias: np.ndarray, input_scale: np.float32) -> np.ndarray:
-    """Returns the smallest weight scales at which |bias| <= 2**22 codes, float32 (channels,)."""
-    limit = np.float32(input_scale) * np.float32(BIAS_LIMIT)
+def bias_limit(input_bits: int) -> int:
+    """Returns how many codes a bias may have beside activations of so many bits."""
+    return BIAS_LIMIT if input_bits <= 8 else BIAS_LIMIT_16
+
+
+def minimum_weight_scale(
+    bias: np.ndarray, input_scale: np.float32, input_bits: int = 8
+) -> np.ndarray:
+    """Returns the smallest weight scales at which |bias| <= `bias_limit` codes, float32 (channels,)."""
+    limit = np.float32(input_scale) * np.float32(bias_limit(input_bits))
     return round_scale(np.abs(np.asarray(bias, np.float32)) / limit)
 
 

@@ -1,4 +1,4 @@
-"""Other inputs and outputs for an int8 graph: raw uint8 pixels in, or float32 in and out."""
+"""Other inputs and outputs for an integer graph: raw uint8 pixels in, or float32 in and out."""
 
 import dataclasses
 
@@ -13,10 +13,16 @@ def with_float_io(graph: integer_graph.IntegerGraph) -> integer_graph.IntegerGra
     tensors, nodes = dict(graph.tensors), list(graph.nodes)
     inputs, outputs = [], []
     for name in graph.inputs:
+        if graph.tensors[name].dtype == "float32":
+            inputs.append(name)
+            continue
         outer = _renamed(tensors, f"{name}_float", graph.tensors[name], "float32")
         nodes.insert(0, integer_graph.Node("QUANTIZE", f"{name}_quantize", (outer,), (name,)))
         inputs.append(outer)
     for name in graph.outputs:
+        if graph.tensors[name].dtype == "float32":
+            outputs.append(name)
+            continue
         outer = _renamed(tensors, f"{name}_float", graph.tensors[name], "float32")
         nodes.append(integer_graph.Node("DEQUANTIZE", f"{name}_dequantize", (name,), (outer,)))
         outputs.append(outer)
@@ -41,6 +47,11 @@ def with_pixel_io(
         raise ValueError(f"--io=uint8 needs one image input; this model has {graph.inputs}")
     (name,) = graph.inputs
     inner = graph.tensors[name]
+    for each in (name, *graph.outputs):
+        if graph.tensors[each].dtype != "int8":
+            raise ValueError(
+                f"--io=uint8 needs int8 activations; {each} is {graph.tensors[each].dtype}"
+            )
     channels = inner.shape[-1]
     tensors, nodes = dict(graph.tensors), []
     pixels = _renamed(tensors, f"{name}_pixels", inner, "uint8", np.float32(1), 0)

@@ -25,7 +25,7 @@ class Cost:
     number: int  # in the file's order
     op: str
     version: int
-    name: str  # of its first output
+    name: str  # of its first output; "" and () and "" below where it has none
     input_shape: tuple[int, ...]  # of its first input that is no constant; () without one
     input_dtype: str
     weight_dtype: str  # of its largest constant; "" without one
@@ -100,26 +100,26 @@ def _cost(number, operation):
     constants = [each for each in operation.inputs if each is not None and each.data is not None]
     activations = [each for each in operation.inputs if each is not None and each.data is None]
     largest = max(constants, key=lambda each: each.data.size, default=None)
-    (output, *_) = operation.outputs
+    output = next(iter(operation.outputs), None)
     return Cost(
         number,
         operation.op,
         operation.version,
-        output.label.removeprefix("tensor ").strip("'"),
+        "" if output is None else output.label.removeprefix("tensor ").strip("'"),
         activations[0].shape if activations else (),
         activations[0].dtype if activations else "",
         "" if largest is None else largest.dtype,
-        output.shape,
-        output.dtype,
+        () if output is None else output.shape,
+        "" if output is None else output.dtype,
         _macs(operation),
         sum(each.data.size for each in constants),
-        sum(map(_bytes, operation.outputs)),
+        sum(map(tflite_view.size_bytes, operation.outputs)),
     )
 
 
 def _macs(operation):
     shapes = [() if each is None else each.shape for each in operation.inputs]
-    made = math.prod(operation.outputs[0].shape)
+    made = math.prod(operation.outputs[0].shape) if operation.outputs else 0
     if operation.op in ("CONV_2D", "CONV_3D", "FULLY_CONNECTED") and len(shapes) > 1 and shapes[1]:
         # A 3D kernel ends in (in, out), the others begin with out.
         channels = shapes[1][-1] if operation.op == "CONV_3D" else shapes[1][0]
@@ -134,11 +134,6 @@ def _macs(operation):
     return 0
 
 
-def _bytes(tensor):
-    bits = tflite_view.BITS.get(tensor.dtype, 0)
-    return -(-math.prod(tensor.shape) * bits // 8)
-
-
 def _peak(graph):
     last: dict[int, int] = {}
     for number, operation in enumerate(graph.operations):
@@ -148,13 +143,13 @@ def _peak(graph):
     end = len(graph.operations)
     last |= dict.fromkeys(graph.outputs, end)
     alive = {
-        index: _bytes(graph.tensors[index])
+        index: tflite_view.size_bytes(graph.tensors[index])
         for index in graph.inputs
         if graph.tensors[index].data is None
     }
     peak = sum(alive.values())
     for number, operation in enumerate(graph.operations):
-        alive |= {tensor.index: _bytes(tensor) for tensor in operation.outputs}
+        alive |= {tensor.index: tflite_view.size_bytes(tensor) for tensor in operation.outputs}
         peak = max(peak, sum(alive.values()))
         alive = {index: size for index, size in alive.items() if last.get(index, -1) > number}
     return peak

@@ -1,4 +1,4 @@
-"""Requantization arithmetic of TFLite's integer kernels: int32 accumulators back to 8-bit codes.
+"""Requantization arithmetic of TFLite's integer kernels: accumulators back to codes.
 
 The real multiplier M = input_scale * weight_scale / output_scale is applied in one of two ways:
 
@@ -127,6 +127,46 @@ def multiply_by_quantized_multiplier_ties_up(
     return (product + ((np.int64(1) << right) >> 1)) >> right
 
 
+def wrap32(x: np.ndarray) -> np.ndarray:
+    """Returns integers as int32 arithmetic holds them, modulo 2^32, in int64."""
+    return np.asarray(x, np.int64).astype(np.int32).astype(np.int64)
+
+
+def to_int32(real: np.ndarray) -> np.ndarray:
+    """Returns floats cast to int32 as x86 does, in int64: INT32_MIN for all that does not fit."""
+    fits = (real >= INT32_MIN) & (real <= INT32_MAX)
+    return np.where(fits, np.where(fits, real, 0).astype(np.int64), INT32_MIN)
+
+
+def multiply_wrapping(x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Returns x * multiplier * 2^(shift - 31) as int64, rounded twice; x * 2^shift wraps in int32.
+
+    Arguments as `multiply_by_quantized_multiplier`, which saturates instead.
+    """
+    shift = np.asarray(shift, np.int64)
+    shifted = wrap32(np.asarray(x, np.int64) << np.maximum(shift, 0))
+    product = saturating_rounding_doubling_high_mul(shifted, multiplier)
+    return rounding_divide_by_pot(product, np.maximum(-shift, 0))
+
+
+def multiply_int64(x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Returns x * multiplier * 2^(shift - 31) for int64 accumulators, in int64, wrapped to int32.
+
+    The multiplier is first cut to 15 bits (relative error up to 2^-16), then the product is rounded
+    once, ties upwards: the convolutions of int16 activations.
+
+    Args:
+      x: int64, |x| < 2^47.
+      multiplier: as `quantize_multiplier` gives, broadcast against `x`.
+      shift: the same, below 15.
+    """
+    multiplier = np.asarray(multiplier, np.int64)
+    reduced = np.where(multiplier < 0x7FFF0000, (multiplier + (1 << 15)) >> 16, 0x7FFF)
+    total = 15 - np.asarray(shift, np.int64)
+    product = np.asarray(x, np.int64) * reduced
+    return wrap32((product + (np.int64(1) << (total - 1))) >> total)
+
+
 def requantize_fp32(accumulator: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Returns rint(float32(accumulator) * float32(scale)) as float32: ties to even, as XNNPACK.
 
@@ -137,3 +177,61 @@ def requantize_fp32(accumulator: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """
     product = np.asarray(accumulator, np.float32) * np.asarray(scale, np.float32)
     return np.rint(product)
+
+
+def exp_on_negative_values(a, integer_bits=5):
+    """Returns exp(a) with 31 fractional bits for a <= 0 with 31 - integer_bits of them, int64.
+
+    exp(a) = exp(r) * product of exp(-2^k) over the bits of the multiple of 1/4 taken off a, with
+    r in [-1/4, 0) by a polynomial around -1/8 (gemmlowp, fixedpoint.h).
+    """
+    fraction = 31 - integer_bits
+    quarter = 1 << (fraction - 2)
+    remainder = (a & (quarter - 1)) - quarter
+    result = _exp_on_last_quarter(remainder << integer_bits)
+    taken_off = remainder - a
+    for exponent in range(-2, integer_bits):
+        factor = int(np.floor(np.exp(-(2.0**exponent)) * 2.0**31 + 0.5))
+        lowered = saturating_rounding_doubling_high_mul(result, np.int64(factor))
+        result = np.where(taken_off & (1 << (fraction + exponent)), lowered, result)
+    return np.where(a == 0, INT32_MAX, result)
+
+
+def _exp_on_last_quarter(a):
+    """Returns exp(a) for a in [-1/4, 0), both with 31 fractional bits, int64."""
+    multiply = saturating_rounding_doubling_high_mul
+    constant = np.int64(np.floor(np.exp(-0.125) * 2.0**31 + 0.5))
+    third = np.int64(715827883)  # 1/3
+    x = a + (1 << 28)
+    x2 = multiply(x, x)
+    x3 = multiply(x2, x)
+    x4 = multiply(x2, x2)
+    fourth_over_4 = rounding_divide_by_pot(x4, 2)
+    tail = rounding_divide_by_pot(multiply(fourth_over_4 + x3, third) + x2, 1)
+    return constant + multiply(constant, x + tail)
+
+
+def reciprocal(total):
+    """Returns (1 / normalized total with 31 fractional bits, bits of the normalization), int64.
+
+    Three Newton steps on 1 / (1 + x), x = 2^-unit_bits * total - 1 in [0, 1) (gemmlowp).
+
+    Args:
+      total: positive, with 19 fractional bits.
+    """
+    headroom = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)
+    unit_bits = 12 - headroom
+    half_minus = (total << headroom) - (1 << 31)
+    x = two_over_one_plus(half_minus)
+    return np.minimum(x << 1, INT32_MAX), unit_bits
+
+
+def two_over_one_plus(a):
+    """Returns 2 / (1 + a) with 29 fractional bits for a in [0, 1) with 31: three Newton steps."""
+    half_denominator = (a + INT32_MAX + 1) >> 1
+    multiply = saturating_rounding_doubling_high_mul
+    x = 1515870810 + multiply(half_denominator, np.int64(-1010580540))  # 48/17 - 32/17 * d
+    for _ in range(3):
+        step = (1 << 29) - multiply(half_denominator, x)
+        x = x + (multiply(x, step) << 2)
+    return x

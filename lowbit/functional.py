@@ -1,10 +1,15 @@
-"""Reads a functional Keras 3 model as a flat list of layer calls; nested models are opened up."""
+"""Reads a functional Keras 3 model as a flat list of layer calls; nested models are opened up.
+
+Recorded `keras.ops` calls become calls of layers of the same meaning (`recorded`).
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
+
+from lowbit import recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +21,7 @@ class Call:
     inputs: tuple[int, ...]
     output: int
     keywords: dict[str, Any]  # arguments of the call that are not tensors
+    rank: int = 4  # of the output, the batch axis counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +65,11 @@ def trace(model: keras.Model) -> Trace:
             node = operation._inbound_nodes[node_index]
             if isinstance(operation, keras.layers.InputLayer):
                 continue
+            layer, tensors = operation, node.arguments.keras_tensors
             if not isinstance(operation, keras.layers.Layer):
-                raise UnsupportedModelError(
-                    f"operation {prefix}{operation.name} ({type(operation).__name__}) is a bare "
-                    "keras.ops call; use the layer of the same meaning (layers.Add for +)"
-                )
+                layer, tensors = _recorded(operation, node, prefix)
             inputs = []
-            for tensor in node.arguments.keras_tensors:
+            for tensor in tensors:
                 if id(tensor) not in values:
                     raise UnsupportedModelError(
                         f"layer {prefix}{operation.name} takes a tensor from outside the model"
@@ -85,10 +89,11 @@ def trace(model: keras.Model) -> Trace:
             keywords = {
                 key: argument
                 for key, argument in node.arguments.kwargs.items()
-                if not isinstance(argument, keras.KerasTensor)
+                if layer is operation and not isinstance(argument, keras.KerasTensor)
             }
             name = unique(f"{prefix}{operation.name}")
-            calls.append(Call(operation, name, tuple(inputs), value, keywords))
+            rank = len(output.shape)
+            calls.append(Call(layer, name, tuple(inputs), value, keywords, rank))
         return [values[id(tensor)] for tensor in functional._outputs]
 
     top = _functional(model, "")
@@ -99,6 +104,24 @@ def trace(model: keras.Model) -> Trace:
         inputs.append(value)
     outputs = expand(model, inputs, "")
     return Trace(model.name, tuple(inputs), tuple(outputs), tuple(calls), shapes)
+
+
+def _recorded(operation, node, prefix):
+    """Returns (layer, tensors) of a recorded keras.ops call."""
+    kind = type(operation).__name__
+    label = f"operation {prefix}{operation.name} (keras.ops, {kind})"
+    if kind not in recorded.KNOWN:
+        known = ", ".join(recorded.KNOWN)
+        raise UnsupportedModelError(f"{label} has no quantized form; those that have: {known}")
+    try:
+        found = recorded.layer_of(operation, node.arguments.args)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModelError(f"{label} cannot be read: {error}") from error
+    if found is None:
+        raise UnsupportedModelError(
+            f"{label} has arguments that no integer kernel takes; use a layer of this meaning"
+        )
+    return found
 
 
 def run_calls(

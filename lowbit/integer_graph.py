@@ -11,6 +11,7 @@ and names its operations as TFLite does.  Attributes that each operation carries
 |----------------------------------|---------------------------------------------------------------|
 | CONV_2D                          | strides, dilations, padding, activation                       |
 | DEPTHWISE_CONV_2D                | strides, dilations, padding, activation, depth_multiplier     |
+| TRANSPOSE_CONV                   | strides, padding, activation; inputs: shape, weights, x, bias |
 | FULLY_CONNECTED                  | activation, keep_num_dims                                     |
 | ADD, SUB, MUL                    | activation                                                    |
 | AVERAGE_POOL_2D, MAX_POOL_2D     | filter, strides, padding, activation                          |
@@ -20,14 +21,15 @@ and names its operations as TFLite does.  Attributes that each operation carries
 | SOFTMAX                          | beta                                                          |
 | SLICE (inputs 2, 3: begin, size) | -                                                             |
 | TRANSPOSE (second input: order)  | -                                                             |
-| RESIZE_NEAREST_NEIGHBOR (size)   | align_corners, half_pixel_centers                             |
+| RESIZE_NEAREST_NEIGHBOR, RESIZE_BILINEAR (second input: size) | align_corners, half_pixel_centers |
 | LEAKY_RELU                       | alpha                                                         |
 | GELU                             | approximate                                                   |
 | MAXIMUM, MINIMUM, LOGISTIC, TANH | -                                                             |
-| PAD (second input: paddings), RELU, RELU6, QUANTIZE, DEQUANTIZE | -                              |
+| RELU, RELU6, RELU_0_TO_1         | -                                                             |
+| PAD (second input: paddings), QUANTIZE, DEQUANTIZE | -                                           |
 
 Pairs are (height, width); padding is "SAME" or "VALID"; activation is None, "RELU", "RELU6" or
-"RELU_N1_TO_1".  Weights lie as in TFLite: convolution (out, h, w, in), depthwise
+"RELU_N1_TO_1".  Weights lie as in TFLite: convolutions (out, h, w, in), depthwise
 (1, h, w, in * depth_multiplier), dense (out, in).
 """
 
@@ -53,7 +55,9 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # NumPy's name: "int8", "uint8", "int16", "int32", "int64", "float32"
+    # NumPy's name: "int8", "uint8", "int16", "int32", "int64", "float16", "float32"; "int4" and
+    # "int2" for codes that a file packs, whose `data` is int8.
+    dtype: str
     quantization: Quantization | None = None
     data: np.ndarray | None = None
     # What 1 of the network that this was lowered from is here.  Activations of fewer than 8 bits are

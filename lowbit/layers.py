@@ -1,4 +1,4 @@
-"""Conv, depthwise, dense with quantized weights and batch norm folded in; sums, products, means.
+"""Convolutions and dense with quantized weights and batch norm folded in; sums, products, means.
 
 With quantizers off each layer equals its float twin followed by BatchNormalization.
 
@@ -27,6 +27,7 @@ import numpy as np
 from keras import ops
 
 from lowbit import affine, batch_statistics, binary, fakequant, quantizers
+from lowbit.kernels import resizing
 
 # Below these a channel's statistics cannot be read off its quantized output: |gamma|, and the codes
 # that its largest weight has.  With 8-bit per-tensor weights a channel rounds to zero as soon as its
@@ -203,10 +204,15 @@ class _QuantizedWeights:
         low, high = (ops.stop_gradient(bound) for bound in self._bounds(kernel))
         scale, zero_point = fakequant.scale_and_zero_point(low, high, self.weight_spec)
         if input_scale is not None and self.weight_spec.symmetric:
-            limit = input_scale * float(affine.BIAS_LIMIT)
+            limit = input_scale * float(affine.bias_limit(self.input_bits()))
             floor = fakequant.round_scale(ops.abs(ops.stop_gradient(bias)) / limit)
             scale = ops.maximum(scale, floor if self._per_channel() else ops.max(floor))
         return scale, zero_point
+
+    def input_bits(self) -> int:
+        """Returns the bits of the activations that the weights multiply, 8 where nothing says."""
+        quantizer = self.input_quantizer()
+        return 8 if quantizer is None or quantizer.spec is None else quantizer.spec.bits
 
     def numpy_scale(self, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns what `kernel_scale` gives for a NumPy kernel, each (channels,) or (1,), exactly."""
@@ -290,7 +296,9 @@ class _QuantizedWeights:
             return y + bias if has_bias else y
         input_scale = _scale_of(self.input_quantizer())
         scale, zero_point = self.kernel_scale(kernel, bias, input_scale)
-        if input_scale is not None and self.weight_spec.symmetric and not training:
+        # Accumulators of 16-bit activations leave what float32 holds exactly.
+        exact = input_scale is not None and self.input_bits() <= 8
+        if exact and self.weight_spec.symmetric and not training:
             output_scale = _scale_of(self.output_quantizer())
             if output_scale is not None:
                 return self._call_in_integers(x, kernel, bias, input_scale, scale, output_scale)
@@ -420,6 +428,34 @@ class QuantizedDepthwiseConv2D(_QuantizedWeights, keras.layers.DepthwiseConv2D):
             strides=self.strides,
             padding=self.padding,
             dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
+
+class _OutputLast(keras.layers.Conv2DTranspose):
+    """Conv2DTranspose with kernel (h, w, in, out), where Keras' is (h, w, out, in)."""
+
+    def build(self, input_shape):
+        shape = (*self.kernel_size, input_shape[-1], self.filters)
+        self.kernel = self.add_weight(
+            name="kernel", shape=shape, initializer=self.kernel_initializer
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedConv2DTranspose(_QuantizedWeights, _OutputLast):
+    """Conv2DTranspose over x (n, h, w, in) with kernel (h, w, in, out); see the top of this file."""
+
+    def linear(self, x, kernel):
+        return ops.conv_transpose(
+            x,
+            ops.swapaxes(kernel, -1, -2),
+            strides=list(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
             data_format=self.data_format,
         )
 
@@ -567,9 +603,46 @@ class QuantizedLeakyReLU(keras.layers.LeakyReLU):
         return ops.floor((scaled + 128.0) / 256.0) * output_scale
 
 
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedBilinear(keras.layers.Layer):
+    """Images (n, h, w, c) resized bilinearly, pixels' centres at 1/2, as Keras and TensorFlow do.
+
+    In inference behind a quantizer with XNNPACK's integers: weights of 11 bits, see
+    `kernels.resizing.resize_bilinear`.
+
+    Args:
+      size: (height, width) of the output.
+    """
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = tuple(size)
+        self.input_quantizer = self.output_quantizer = _no_quantizer
+
+    def call(self, x, training=None):
+        quantizer = self.input_quantizer()
+        if training or _scale_of(quantizer) is None or quantizer.spec.bits > 8:
+            return ops.image.resize(x, self.size, "bilinear")
+        scale, zero_point = fakequant.scale_and_zero_point(*quantizer.range(), quantizer.spec)
+        codes = ops.cast(ops.round(x / scale + zero_point), "int32")
+        for axis, wanted in zip((1, 2), self.size, strict=True):
+            first, second, weight = resizing.places_in_float(x.shape[axis], wanted)
+            weight = weight.astype(np.int32).reshape([-1 if i == axis else 1 for i in range(4)])
+            low, high = (ops.take(codes, index, axis=axis) for index in (first, second))
+            codes = low * 2048 + (high - low) * weight
+        codes = ops.right_shift(codes + 2**21, 22)
+        return (ops.cast(codes, "float32") - zero_point) * scale
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], *self.size, input_shape[-1])
+
+    def get_config(self):
+        return super().get_config() | {"size": self.size}
+
+
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
-_WITH_QUANTIZERS = (_TwoInputs, QuantizedMean, QuantizedLeakyReLU)
-WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedDense)
+_WITH_QUANTIZERS = (_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear)
+WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedConv2DTranspose, QuantizedDense)
 
 
 @keras.saving.register_keras_serializable("lowbit")

@@ -10,7 +10,8 @@ demand beyond it:
 | what                    | rule                                                                  |
 |-------------------------|-----------------------------------------------------------------------|
 | tensors                 | integer; float32 only as input of the first QUANTIZE or output of the |
-|                         | last DEQUANTIZE; static shapes; bytes as many as the shape says       |
+|                         | last DEQUANTIZE (not of files whose scheme leaves activations in      |
+|                         | float); static shapes; bytes as many as the shape says                |
 | activations             | one scale; int16: zero point 0                                        |
 | weights                 | zero point 0; int8 in [-127, 127]; one scale, or one per channel      |
 |                         | along `WEIGHTED`'s axis                                               |
@@ -18,18 +19,18 @@ demand beyond it:
 | multiplier              | 2^-32 <= s_in * s_w / s_out < 256                                     |
 | pools, concat, pad, ... | input and output of the same scale and zero point (`SAME_SCALE`)      |
 | softmax, logistic, tanh | a fixed output scale and zero point (`FIXED_OUTPUT`)                  |
-| operator versions       | those of tflite_file.operator_version, or higher                      |
+| operator versions       | those of operator_versions.operator_version, or higher                |
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from lowbit import integer_graph, kernels, tflite_file, tflite_view
+from lowbit import integer_graph, operator_versions, spec, tflite_file, tflite_view
+from lowbit.kernels import delegate
 
-IO = ("any", "int8", "uint8", "float32")  # dtype that inputs and outputs must have
+IO = ("any", "int8", "int16", "uint8", "float32")  # dtype that inputs and outputs must have
 
 FLOATS = ("float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 QUANTIZED = ("int2", "int4", "uint4", "int8", "uint8", "int16")  # of activations and weights
@@ -62,6 +63,12 @@ SAME_SCALE = {
     "PADV2": (0, 2),
     "SPLIT": (1,),
     **dict.fromkeys(("SELECT", "SELECT_V2"), (1, 2)),
+}
+# op: how many of its first inputs cannot be left out; 1 of the others in tflite_file.OPTIONS
+REQUIRED_INPUTS = {
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL"), 2),
+    **dict.fromkeys(("MAXIMUM", "MINIMUM", "MEAN", "PAD", "TRANSPOSE"), 2),
+    **{"RESIZE_NEAREST_NEIGHBOR": 2, "RESIZE_BILINEAR": 2, "SLICE": 3, "TRANSPOSE_CONV": 3},
 }
 _UNIT = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0), "int16": (1 / 32768, 0)}
 _SIGNED_UNIT = {"int8": (1 / 128, 0), "uint8": (1 / 128, 128), "int16": (1 / 32768, 0)}
@@ -98,23 +105,77 @@ def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
     if found:
         return found
     tensors = [tensor for graph in graphs for tensor in graph.tensors]
-    if not any(tensor.scale.size or tensor.blockwise for tensor in tensors):
-        floats = sum(tensor.dtype in FLOATS for tensor in tensors)
-        return [f"float model: none of its {len(tensors)} tensors is quantized, {floats} are float"]
+    floats = computes_in_float(manifest(content) or {})
+    if not floats and not any(tensor.scale.size or tensor.blockwise for tensor in tensors):
+        count = sum(tensor.dtype in FLOATS for tensor in tensors)
+        return [f"float model: none of its {len(tensors)} tensors is quantized, {count} are float"]
     for graph in graphs:
-        found += _float_faults(graph, io)
+        found += _io_faults(graph, io)
+        if not floats:
+            found += _float_faults(graph)
         found += _shape_faults(graph)
         found += _order_faults(graph)
         for tensor in graph.tensors:
             found += _bytes_faults(tensor)
             found += _quantization_faults(tensor)
         for operation in graph.operations:
-            for check in (_converts, _weights, _bias, _multiplier, _same_scale, _fixed, _version):
+            if not floats:
+                found += _converts(operation, graph)
+            for check in (
+                _missing_inputs,
+                _weights,
+                _bias,
+                _multiplier,
+                _same_scale,
+                _fixed,
+                _version,
+            ):
                 found += check(operation, graph)
     return found
 
 
-def _float_faults(graph, io) -> Iterable[str]:
+def verify(content: bytes, name: str = "model") -> None:
+    """Raises where a file, of any scheme, breaks what an interpreter relies on without a check.
+
+    Indices and types that exist, inputs that cannot be left out, constants of as many bytes as their
+    shapes say, and every tensor computed before it is read.
+
+    Raises:
+      TFLiteFileError: names the file and the first such tensor or operation.
+    """
+    graphs, found = tflite_view.describe(tflite_file.parse(content, name), content)
+    for graph in graphs:
+        found += _negative_sizes(graph)
+        found += _order_faults(graph)
+        for tensor in graph.tensors:
+            found += _bytes_faults(tensor)
+        for operation in graph.operations:
+            found += _missing_inputs(operation, graph)
+    if found:
+        raise tflite_file.TFLiteFileError(f"{name}: damaged: {found[0]}")
+
+
+def computes_in_float(facts: Mapping) -> bool:
+    """Returns whether one of the schemes that a file's facts name leaves activations in float."""
+    try:
+        named = spec.bits(facts["scheme"], *(facts.get(flag) for flag in spec.BITS_FLAGS))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
+    return any(
+        scheme.activations is None or (number and scheme.weights is None)
+        for number, scheme in enumerate(named.schemes())
+    )
+
+
+def _io_faults(graph, io) -> Iterable[str]:
+    for tensor in graph.tensors:
+        enters, leaves = tensor.index in graph.inputs, tensor.index in graph.outputs
+        if (enters or leaves) and io not in ("any", tensor.dtype):
+            side = "input" if enters else "output"
+            yield f"{tensor.label}: {side} is {tensor.dtype}, --io={io} asks for {io}"
+
+
+def _float_faults(graph) -> Iterable[str]:
     makers = {tensor.index: made for made in graph.operations for tensor in made.outputs}
     readers: dict[int, list[tflite_view.Operation]] = {}
     for operation in graph.operations:
@@ -124,10 +185,7 @@ def _float_faults(graph, io) -> Iterable[str]:
     for tensor in graph.tensors:
         reads, maker = readers.get(tensor.index, []), makers.get(tensor.index)
         enters, leaves = tensor.index in graph.inputs, tensor.index in graph.outputs
-        if (enters or leaves) and io not in ("any", tensor.dtype):
-            side = "input" if enters else "output"
-            yield f"{tensor.label}: {side} is {tensor.dtype}, --io={io} asks for {io}"
-        elif tensor.dtype in FLOATS:
+        if tensor.dtype in FLOATS:
             first = enters and reads and all(read.op == "QUANTIZE" for read in reads)
             last = leaves and maker is not None and maker.op == "DEQUANTIZE" and not reads
             if tensor.dtype != "float32" or not (first or last):
@@ -145,6 +203,10 @@ def _shape_faults(graph) -> Iterable[str]:
         text = f"{tensor.label}: dynamic {'batch' if batch_only else 'shape'} {tensor.signature}"
         others = len(dynamic) - len(entering)
         yield f"{text}, and {others} tensors behind it" if entering and others else text
+    yield from _negative_sizes(graph)
+
+
+def _negative_sizes(graph) -> Iterable[str]:
     for tensor in graph.tensors:
         if min(tensor.signature, default=1) >= 0 and min(tensor.shape, default=1) < 0:
             yield f"{tensor.label}: shape {tensor.shape} has a size below 0"
@@ -158,16 +220,27 @@ def _order_faults(graph) -> Iterable[str]:
             if tensor is not None and tensor.index in later:
                 yield f"{operation.label}: reads {tensor.label} before it is computed"
         later -= {tensor.index for tensor in operation.outputs}
+    if not graph.inputs and not graph.outputs:
+        return  # a subgraph that control flow calls
+    known = graph.inputs | made
+    read = [tensor for operation in graph.operations for tensor in operation.inputs]
+    read += [graph.tensors[index] for index in sorted(graph.outputs)]
+    for tensor in dict.fromkeys(read):
+        if tensor is None or tensor.index in known or tensor.data is not None or tensor.special:
+            continue
+        if tflite_view.size_bytes(tensor):  # else it is a constant without elements
+            yield f"{tensor.label}: is read, but nothing computes it"
 
 
 def _bytes_faults(tensor) -> Iterable[str]:
     if (
         tensor.data is None
+        or tensor.special
         or tensor.dtype not in tflite_view.BITS
         or min(tensor.shape, default=1) < 0
     ):
         return
-    needed = -(-math.prod(tensor.shape) * tflite_view.BITS[tensor.dtype] // 8)
+    needed = tflite_view.size_bytes(tensor)
     if tensor.data.size != needed:
         yield (
             f"{tensor.label}: {tensor.data.size} bytes, {needed} needed for "
@@ -220,6 +293,15 @@ def _limits(dtype) -> tuple[int, int]:
 
 def _channel(array, channel) -> str:
     return f" of channel {channel}" if array.size > 1 else ""
+
+
+def _missing_inputs(operation, graph) -> Iterable[str]:
+    del graph
+    if operation.op in tflite_file.OPTIONS:
+        needed = REQUIRED_INPUTS.get(operation.op, 1)
+        given = operation.inputs[:needed]
+        if len(given) < needed or None in given:
+            yield f"{operation.label}: lacks one of its first {needed} inputs"
 
 
 def _converts(operation, graph) -> Iterable[str]:
@@ -357,8 +439,10 @@ def _map(tensor) -> tuple[float, int] | None:
 
 def _fixed(operation, graph) -> Iterable[str]:
     del graph
+    if operation.op not in FIXED_OUTPUT:
+        return
     output = operation.outputs[0]
-    expected = FIXED_OUTPUT.get(operation.op, {}).get(output.dtype)
+    expected = FIXED_OUTPUT[operation.op].get(output.dtype)
     if expected is not None and _map(output) != expected:
         yield (
             f"{operation.label}: output scale and zero point {_map(output)}, kernels assume "
@@ -402,8 +486,8 @@ def _needed_version(operation, inputs) -> int | None:
     )
     try:
         with np.errstate(all="ignore"):
-            return tflite_file.operator_version(node, tensors)
-    except ValueError:  # MUL of a tensor without exactly one scale, which has a fault of its own
+            return operator_versions.operator_version(node, tensors)
+    except (ValueError, IndexError):  # scales or inputs that lack: faults of their own
         return None
 
 
@@ -430,7 +514,7 @@ def notes(content: bytes, name: str = "model") -> list[str]:
         version = versions.get("lowbit", "") if isinstance(versions, Mapping) else ""
         keys = [key for key in ("scheme", "preprocess", "io") if key in facts]
         rest = ", ".join(f"{key} {facts[key]}" for key in keys)
-        found.append(f"written by lowbit {version}: {rest}".rstrip(" :"))
+        found.append(tflite_file.line(f"written by lowbit {version}: {rest}".rstrip(" :")))
     return found + _placement_notes(content, name)
 
 
@@ -451,7 +535,8 @@ def _placement_notes(content, name) -> list[str]:
     found, delegated, unknown = [], 0, 0
     for number, node in enumerate(graph.nodes):
         try:
-            kernel, reason = kernels.placement_of(graph, node)
+            with np.errstate(all="ignore"):  # scales of 0 and NaN are faults of their own
+                kernel, reason = delegate.placement_of(graph, node)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             kernel, reason = "unknown", ""
         if node.op not in tflite_file.OPTIONS or not _eight_bit(graph, node):

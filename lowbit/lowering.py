@@ -9,6 +9,11 @@ with a scale of 6 / steps does.  A range [0, c] behind a ReLU is measured in ano
     scale' = 6 / steps      unit = scale' / scale      weight scale' = weight scale * unit_out / unit_in
 
 with the same codes and, but for the last bit, the same multipliers.
+
+An operation runs in float where its output or one of its inputs has no range (schemes w8, dynamic,
+float16, float32, or an override that names one of these): quantized inputs are dequantized before it,
+a quantized output is quantized behind it.  Its weights are float32, float16 behind a DEQUANTIZE,
+integers behind a DEQUANTIZE, or integers that the kernel itself meets with quantized activations.
 """
 
 import dataclasses
@@ -17,8 +22,9 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from lowbit import affine, functional, integer_graph, kernels, layers, quantizers
+from lowbit import affine, functional, integer_graph, layers, quantizers
 from lowbit.functional import UnsupportedModelError
+from lowbit.kernels import resizing
 
 # XNNPACK refuses a whole model with a multiplier s_in * s_w / s_out of 256 or more in any channel;
 # below 2**-32 TFLite's 32-bit fixed point multiplier is zero.
@@ -34,10 +40,20 @@ class _Pending:
     unit: float | None = None  # of its output; None: any, its weights make up for it
 
 
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How a file holds weights; which scheme a layer has decides what they are."""
+
+    packed: bool = False  # codes of 2 and 4 bits in fewer than 8, where a kernel takes them
+    dynamic: bool = False  # float activations meet integer weights; else these are dequantized
+    float16: bool = False  # what is not quantized
+
+
 class _Builder:
     """The tensors and nodes made so far."""
 
-    def __init__(self):
+    def __init__(self, storage):
+        self.storage = storage
         self.tensors: dict[str, integer_graph.Tensor] = {}
         self.nodes: list[integer_graph.Node] = []
 
@@ -47,30 +63,63 @@ class _Builder:
         self.tensors[tensor.name] = tensor
         return tensor
 
-    def constant(self, name, data, scale=None, axis=None) -> str:
+    def constant(self, name, data, scale=None, axis=None, dtype=None) -> str:
         quantization = None
         if scale is not None:
             scale = np.atleast_1d(scale).astype(np.float32)
             zero_point = np.zeros(scale.shape, np.int64)
             quantization = integer_graph.Quantization(scale, zero_point, axis)
-        tensor = integer_graph.Tensor(name, data.shape, str(data.dtype), quantization, data)
+        dtype = dtype or str(data.dtype)
+        tensor = integer_graph.Tensor(name, data.shape, dtype, quantization, data)
         return self.add(tensor).name
 
     def node(self, op, name, inputs, output, **attributes) -> None:
+        """Adds an operation; in float, with conversions around it, where not all is quantized."""
+        if "float32" in (output.dtype, *(self.tensors[each].dtype for each in inputs)):
+            inputs = [self._as_float(self.tensors[each]).name for each in inputs]
+            if output.quantization is not None:
+                real = self.add(_float_tensor(f"{output.name}_unquantized", output.shape))
+                self._append(op, name, inputs, real, attributes)
+                self._append("QUANTIZE", f"{name}_quantize", [real.name], output, {})
+                return
+        self._append(op, name, inputs, output, attributes)
+
+    def _append(self, op, name, inputs, output, attributes):
         node = integer_graph.Node(op, name, tuple(inputs), (output.name,), attributes)
         self.nodes.append(node)
 
+    def _as_float(self, tensor):
+        """Returns an activation dequantized, once for all who read it; anything else as it is."""
+        if tensor.data is not None or tensor.quantization is None:
+            return tensor
+        _in_network_units(tensor, "a float operation")
+        name = f"{tensor.name}_real"
+        if name not in self.tensors:
+            self.dequantized(tensor.name)
+        return self.tensors[name]
 
-def lower(model: keras.Model, description: str = "") -> integer_graph.IntegerGraph:
+    def dequantized(self, name) -> str:
+        """Returns the name of a tensor as float32, behind a DEQUANTIZE."""
+        output = self.add(_float_tensor(f"{name}_real", self.tensors[name].shape))
+        self._append("DEQUANTIZE", f"{name}_dequantize", [name], output, {})
+        return output.name
+
+
+def lower(
+    model: keras.Model, description: str = "", storage: Storage | None = None
+) -> integer_graph.IntegerGraph:
     """Returns the integer graph of a model that `placement` made and calibration gave ranges.
 
-    Activations are int8 with batch size 1.
+    Activations are int8, int16 or float32, each as its quantizer says, with batch size 1.
+
+    Args:
+      storage: how weights are held; None: codes in int8, floats in float32.
 
     Raises:
       UnsupportedModelError: names the layer and what keeps it from integer kernels.
     """
     trace = functional.trace(model)
-    builder = _Builder()
+    builder = _Builder(storage or Storage())
     values: dict[int, integer_graph.Tensor | _Pending] = {}
     inputs: list[str] = []
     for value in trace.inputs:
@@ -101,11 +150,15 @@ def lower(model: keras.Model, description: str = "") -> integer_graph.IntegerGra
     )
 
 
-def _activation_tensor(name, shape, scale, zero_point, unit=1.0):
+def _activation_tensor(name, shape, dtype, scale, zero_point, unit=1.0):
     quantization = integer_graph.Quantization(
         np.asarray([scale], np.float32), np.asarray([zero_point], np.int64)
     )
-    return integer_graph.Tensor(name, tuple(shape), "int8", quantization, unit=unit)
+    return integer_graph.Tensor(name, tuple(shape), dtype, quantization, unit=unit)
+
+
+def _float_tensor(name, shape):
+    return integer_graph.Tensor(name, tuple(shape), "float32")
 
 
 def _in_network_units(tensor, reader):
@@ -121,20 +174,25 @@ def _finish(builder, call, argument, shape):
     if call.keywords.get("slot", 0) is None or isinstance(argument, integer_graph.Tensor):
         return argument  # quantized before, by the same range
     spec = call.layer.spec
-    if spec is None or spec.bits > 8:
+    label = call.keywords.get("label") or call.layer.name
+    if spec is None:
+        tensor = builder.add(_float_tensor(label, shape))
+        argument.finish(tensor, call.keywords.get("activation"))
+        return tensor
+    if spec.bits not in (*range(2, 9), 16):
         raise UnsupportedModelError(
-            f"quantizer {call.layer.name} leaves "
-            f"{'float' if spec is None else f'{spec.bits}-bit'} activations; export takes those of 8 "
-            "bits (schemes w8a8, w4a8 and the like) and, behind a ReLU, fewer; this scheme can be "
-            "simulated only"
+            f"quantizer {call.layer.name} leaves {spec.bits}-bit activations; kernels take 8 and 16 "
+            "bits and, behind a ReLU, fewer than 8"
         )
     scale, zero_point = call.layer.scale_and_zero_point()
-    label = call.keywords.get("label") or call.layer.name
     activation, unit = call.keywords.get("activation"), argument.unit
     if spec.bits < 8:
         activation, unit = _clamp(label, spec, scale, int(zero_point), activation, unit)
     unit = 1.0 if unit is None else unit
-    tensor = _activation_tensor(label, shape, np.float64(scale) * unit, int(zero_point), unit)
+    dtype = "int16" if spec.bits == 16 else "int8"
+    tensor = _activation_tensor(
+        label, shape, dtype, np.float64(scale) * unit, int(zero_point), unit
+    )
     builder.add(tensor)
     argument.finish(tensor, activation)
     return tensor
@@ -176,31 +234,30 @@ def _lower_weighted(op):
 
         def finish(output, activation):
             layer = call.layer
-            weights, weight_scale, bias, bias_scale = integer_weights(
-                layer, tensor.network_scale, output.network_scale
-            )
-            if (tensor.unit, output.unit) != (1.0, 1.0):
-                weight_scale = np.float32(weight_scale * (output.unit / tensor.unit))
-                bias_scale = tensor.scale * weight_scale
-            axis = None
-            if weight_scale.size > 1:
-                axis = 3 if op == "DEPTHWISE_CONV_2D" else 0
-            inputs = [
-                tensor.name,
-                builder.constant(f"{call.name}/kernel", weights, weight_scale, axis),
-                builder.constant(
-                    f"{call.name}/bias", bias, bias_scale, 0 if bias_scale.size > 1 else None
-                ),
-            ]
+            if None in (tensor.quantization, output.quantization) or layer.weight_spec is None:
+                constants = _float_constants(builder, call, op)
+            else:
+                constants = _integer_constants(builder, call, op, tensor, output)
+            inputs = [tensor.name, *constants]
+            if op == "TRANSPOSE_CONV":
+                size = builder.constant(f"{call.name}/shape", np.array(output.shape, np.int32))
+                inputs = [size, constants[0], tensor.name, constants[1]]
             attributes = {"activation": _ACTIVATION_NAMES[activation]}
             if op == "FULLY_CONNECTED":
                 attributes["keep_num_dims"] = len(output.shape) > 2
             else:
                 attributes["strides"] = tuple(layer.strides)
-                attributes["dilations"] = tuple(layer.dilation_rate)
                 attributes["padding"] = layer.padding.upper()
+            if op in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+                attributes["dilations"] = tuple(layer.dilation_rate)
             if op == "DEPTHWISE_CONV_2D":
                 attributes["depth_multiplier"] = layer.depth_multiplier
+            if activation == "unit" and output.quantization is None:
+                clipped = output
+                output = builder.add(_float_tensor(f"{output.name}_unclipped", output.shape))
+                builder.node(op, call.name, inputs, output, **attributes)
+                builder.node("RELU_0_TO_1", f"{call.name}_clip", [output.name], clipped)
+                return
             builder.node(op, call.name, inputs, output, **attributes)
 
         return _Pending(finish)
@@ -208,40 +265,109 @@ def _lower_weighted(op):
     return lower_layer
 
 
-_ACTIVATION_NAMES = {None: None, "relu": "RELU", "relu6": "RELU6"}
+def _integer_constants(builder, call, op, tensor, output):
+    """Adds the integer weights and bias between two quantized tensors; returns their names."""
+    layer = call.layer
+    weights, weight_scale, bias, bias_scale = integer_weights(
+        layer, tensor.network_scale, output.network_scale
+    )
+    if (tensor.unit, output.unit) != (1.0, 1.0):
+        weight_scale = np.float32(weight_scale * (output.unit / tensor.unit))
+        bias_scale = tensor.scale * weight_scale
+    dtype = _weight_dtype(builder.storage, layer, op, tensor.dtype)
+    bias_axis = 0 if bias_scale.size > 1 else None
+    return (
+        _weight_constant(builder, call, op, weights, weight_scale, dtype),
+        builder.constant(f"{call.name}/bias", bias, bias_scale, bias_axis),
+    )
+
+
+def _float_constants(builder, call, op):
+    """Adds weights and bias of an operation in float; returns their names."""
+    layer, storage = call.layer, builder.storage
+    kernel, bias = (keras.ops.convert_to_numpy(array) for array in layer.folded())
+    _check_finite(layer, kernel, bias)
+    if layer.weight_spec is not None:
+        _check_weight_spec(layer)
+        scale, zero_point = layer.numpy_scale(kernel)
+        codes = _weight_codes(layer, kernel, scale, zero_point)
+        dtype = _weight_dtype(storage, layer, op, "float32")
+        weights = _weight_constant(builder, call, op, codes, scale, dtype)
+        if not storage.dynamic:
+            weights = builder.dequantized(weights)
+        return weights, builder.constant(f"{call.name}/bias", bias.astype(np.float32))
+    constants = {"kernel": _in_tflite_layout(layer, kernel), "bias": bias}
+    if not storage.float16:
+        return [
+            builder.constant(f"{call.name}/{key}", value.astype(np.float32))
+            for key, value in constants.items()
+        ]
+    for key, value in constants.items():
+        largest = float(np.abs(value).max(initial=0))
+        if largest > float(np.finfo(np.float16).max):
+            raise UnsupportedModelError(
+                f"layer {layer.name}: its {key} holds {largest:.4g}, float16 ends at 65504"
+            )
+    return [
+        builder.dequantized(builder.constant(f"{call.name}/{key}", value.astype(np.float16)))
+        for key, value in constants.items()
+    ]
+
+
+def _weight_constant(builder, call, op, codes, scale, dtype):
+    axis = None
+    if scale.size > 1:
+        axis = 3 if op == "DEPTHWISE_CONV_2D" else 0
+    return builder.constant(f"{call.name}/kernel", codes, scale, axis, dtype)
+
+
+def _weight_dtype(storage, layer, op, input_dtype):
+    """Returns the dtype that holds the codes of a layer's weights.
+
+    Raises:
+      UnsupportedModelError: where the kernel for packed codes is wrong.
+    """
+    bits = layer.weight_spec.bits
+    if not storage.packed or bits > 4 or op == "TRANSPOSE_CONV":  # whose kernels take int8 alone
+        return "int8"
+    if op == "DEPTHWISE_CONV_2D" and input_dtype == "int16":
+        raise UnsupportedModelError(
+            f"layer {layer.name}: the depthwise kernel computes wrongly with packed 4-bit weights and "
+            "16-bit activations; use --weight_storage=int8, which holds the same codes"
+        )
+    # The kernels' rows of 2-bit weights are whole bytes.
+    if bits == 2 and op == "FULLY_CONNECTED" and layer.kernel.shape[0] % 4 == 0:
+        return "int2"
+    return "int4"
+
+
+# The codes of a quantizer behind "unit" end at 1: saturation clips there.
+_ACTIVATION_NAMES = {None: None, "relu": "RELU", "relu6": "RELU6", "unit": "RELU"}
 
 
 def integer_weights(
     layer: keras.layers.Layer, input_scale: np.float32, output_scale: np.float32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what a weighted layer computes with, in TFLite's layout.
+    """Returns what a weighted layer between two quantized tensors computes with, in TFLite's layout.
 
     Returns:
       weights int8: (out, h, w, in), (1, h, w, in * multiplier) or (out, in);
       their scale float32, (out,) or (1,);
-      bias int32 (out,) and its scale, input_scale * weight scale.
+      bias int32 (int64 beside 16-bit activations) (out,) and its scale, input_scale * weight scale.
 
     Raises:
       UnsupportedModelError: for weights that no kernel takes, or a multiplier of 256 and more.
     """
-    spec = layer.weight_spec
-    if spec is None or not spec.symmetric or spec.bits > 8:
-        raise UnsupportedModelError(
-            f"layer {layer.name} has weights {spec}; export takes symmetric ones of up to 8 bits, "
-            "this scheme can be simulated only"
-        )
+    _check_weight_spec(layer)
     kernel, bias = (keras.ops.convert_to_numpy(array) for array in layer.folded())
-    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-        raise UnsupportedModelError(f"layer {layer.name}: weights or bias hold NaN or infinity")
-    flat = kernel.reshape(-1, layer.output_channels())
-    per_channel = spec.axis is not None
-    flat_spec = dataclasses.replace(spec, axis=1 if per_channel else None)
+    _check_finite(layer, kernel, bias)
     scale, zero_point = layer.numpy_scale(kernel)
     # A dead channel's scale grows until its bias and its multiplier fit in 32 bits.
-    floor = affine.minimum_weight_scale(bias, input_scale)
+    input_bits = layer.input_bits()
+    floor = affine.minimum_weight_scale(bias, input_scale, input_bits)
     smallest = affine.round_scale(np.float32(2 * SMALLEST_MULTIPLIER * output_scale / input_scale))
     floor = np.maximum(floor, smallest)
-    scale = np.maximum(scale, floor if per_channel else floor.max())
+    scale = np.maximum(scale, floor if scale.size > 1 else floor.max())
     multiplier = float(input_scale) * scale.astype(np.float64) / float(output_scale)
     if multiplier.max() >= MULTIPLIER_LIMIT:
         channel = int(multiplier.argmax())
@@ -251,14 +377,40 @@ def integer_weights(
             f"{input_scale:.4g}, weights {scale[channel]:.4g}, output {output_scale:.4g}); its "
             "output range is far too narrow for its weights: calibrate on more images"
         )
-    codes = affine.quantize(flat, scale, zero_point, flat_spec).astype(np.int8)
-    codes = codes.reshape(kernel.shape)
-    if isinstance(layer, layers.QuantizedDepthwiseConv2D):
-        codes = codes.reshape(1, *kernel.shape[:2], -1)
-    else:
-        codes = np.ascontiguousarray(np.moveaxis(codes, -1, 0))
-    bias_codes, bias_scale = affine.quantize_bias(bias, input_scale, scale)
+    codes = _weight_codes(layer, kernel, scale, zero_point)
+    bias_dtype = "int64" if input_bits > 8 else "int32"
+    bias_codes, bias_scale = affine.quantize_bias(bias, input_scale, scale, bias_dtype)
     return codes, scale, bias_codes, bias_scale
+
+
+def _check_weight_spec(layer):
+    spec = layer.weight_spec
+    if spec is None or not spec.symmetric or spec.bits > 8:
+        raise UnsupportedModelError(
+            f"layer {layer.name} has weights {spec}; export takes symmetric ones of up to 8 bits, "
+            "this scheme can be simulated only"
+        )
+
+
+def _check_finite(layer, kernel, bias):
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise UnsupportedModelError(f"layer {layer.name}: weights or bias hold NaN or infinity")
+
+
+def _weight_codes(layer, kernel, scale, zero_point):
+    """Returns a folded kernel's codes, int8, in TFLite's layout."""
+    spec = dataclasses.replace(
+        layer.weight_spec, axis=None if layer.weight_spec.axis is None else 1
+    )
+    flat = kernel.reshape(-1, layer.output_channels())
+    codes = affine.quantize(flat, scale, zero_point, spec).astype(np.int8)
+    return _in_tflite_layout(layer, codes.reshape(kernel.shape))
+
+
+def _in_tflite_layout(layer, kernel):
+    if isinstance(layer, layers.QuantizedDepthwiseConv2D):
+        return kernel.reshape(1, *kernel.shape[:2], -1)
+    return np.ascontiguousarray(np.moveaxis(kernel, -1, 0))
 
 
 def _lower_arithmetic(op):
@@ -355,9 +507,12 @@ def _lower_requantize(builder, call, arguments, shape):
 
 def _moved(builder, call, source, shape):
     """Returns the output tensor of an operation that hands on its input's codes or some of them."""
-    return builder.add(
-        _activation_tensor(call.name, shape, source.scale, source.zero_point, source.unit)
-    )
+    return builder.add(_like(source, call.name, shape))
+
+
+def _like(source, name, shape):
+    """Returns an activation of another name and shape with the codes' meaning of `source`."""
+    return dataclasses.replace(source, name=name, shape=tuple(shape))
 
 
 def _lower_pool(op):
@@ -384,9 +539,7 @@ def _lower_global_max_pool(builder, call, arguments, shape):
     _, height, width, channels = source.shape
     keeps = len(shape) == 4
     name = call.name if keeps else f"{call.name}_pooled"
-    pooled = builder.add(
-        _activation_tensor(name, (1, 1, 1, channels), source.scale, source.zero_point, source.unit)
-    )
+    pooled = builder.add(_like(source, name, (1, 1, 1, channels)))
     builder.node(
         "MAX_POOL_2D",
         name,
@@ -424,21 +577,33 @@ def _lower_upsample(builder, call, arguments, shape):
     for axis, factor in zip((1, 2), call.layer.size, strict=True):
         before = arguments[0].shape[axis]
         repeated = np.arange(before).repeat(factor)
-        if (kernels.nearest(before, shape[axis]) != repeated).any():
+        if (resizing.nearest(before, shape[axis]) != repeated).any():
             raise UnsupportedModelError(
                 f"layer {call.name} enlarges {before} pixels to {shape[axis]}: the kernel's float32 "
                 "picks others than Keras; choose another size"
             )
+    return _resized(builder, call, arguments, shape, "RESIZE_NEAREST_NEIGHBOR", False)
+
+
+def _lower_bilinear(builder, call, arguments, shape):
+    return _resized(builder, call, arguments, shape, "RESIZE_BILINEAR", True)
+
+
+def _resized(builder, call, arguments, shape, op, half_pixel_centers):
     output = _moved(builder, call, arguments[0], shape)
     size = builder.constant(f"{call.name}/size", np.array(shape[1:3], np.int32))
-    inputs = [arguments[0].name, size]
-    options = {"align_corners": False, "half_pixel_centers": False}
-    builder.node("RESIZE_NEAREST_NEIGHBOR", call.name, inputs, output, **options)
+    options = {"align_corners": False, "half_pixel_centers": half_pixel_centers}
+    builder.node(op, call.name, [arguments[0].name, size], output, **options)
     return output
 
 
 def _check_one_map(call, arguments):
-    scales = {(float(tensor.scale), tensor.zero_point, tensor.unit) for tensor in arguments}
+    scales = {
+        None
+        if tensor.quantization is None
+        else (float(tensor.scale), tensor.zero_point, tensor.unit)
+        for tensor in arguments
+    }
     if len(scales) != 1:
         raise UnsupportedModelError(
             f"layer {call.name} joins tensors of different scale, zero point and unit {sorted(scales)}"
@@ -499,6 +664,7 @@ COMPUTES = (
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
     layers.QuantizedDepthwiseConv2D: _lower_weighted("DEPTHWISE_CONV_2D"),
+    layers.QuantizedConv2DTranspose: _lower_weighted("TRANSPOSE_CONV"),
     layers.QuantizedDense: _lower_weighted("FULLY_CONNECTED"),
     layers.QuantizedAdd: _lower_arithmetic("ADD"),
     layers.QuantizedSubtract: _lower_arithmetic("SUB"),
@@ -514,6 +680,7 @@ LOWERINGS = {
     _L.Minimum: _lower_selected("MINIMUM"),
     _L.Permute: _lower_permute,
     _L.UpSampling2D: _lower_upsample,
+    layers.QuantizedBilinear: _lower_bilinear,
     _L.Concatenate: _lower_concatenate,
     _L.ZeroPadding2D: _lower_pad,
     _L.Cropping2D: _lower_crop,

@@ -3,6 +3,7 @@
 The rewrites, in order; each is one function from operations to operations:
 
   read               Keras layers to operations; `activation=`, SeparableConv2D and Dropout resolved
+  find_hard_sigmoids relu6(x + 3) / 6, as models spell it out, to the one operation it is
   merge_rescaling    Rescaling and Normalization into the weights behind them, where the borders
                      stay exact; elsewhere they become a 1x1 depthwise convolution
   fold_batch_norms   into the convolution before it; alone it becomes a 1x1 depthwise convolution
@@ -30,16 +31,19 @@ from lowbit.functional import UnsupportedModelError
 
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
 SOURCES = (
-    *("conv", "depthwise", "dense", "add", "subtract", "multiply", "mean", "requantize"),
+    *("conv", "depthwise", "conv_transpose", "dense"),
+    *("add", "subtract", "multiply", "mean", "requantize"),
     *("softmax", "sigmoid", "tanh", "gelu", "leaky_relu"),
 )
 TIED = (
     *("average_pool", "max_pool", "global_max_pool", "concatenate", "maximum", "minimum"),
-    *("pad", "crop", "reshape", "permute", "upsample", "activation"),
+    *("pad", "crop", "reshape", "permute", "upsample", "bilinear", "activation"),
 )
-FUSES_ACTIVATION = ("conv", "depthwise", "dense", "add", "subtract", "multiply")
+FUSES_ACTIVATION = (
+    *("conv", "depthwise", "conv_transpose", "dense", "add", "subtract", "multiply"),
+)
 # TFLite fixes the scale of what these compute: see `_fixed_range`.
-FIXED = ("softmax", "sigmoid", "tanh")
+FIXED = ("softmax", "sigmoid", "tanh", "hard_sigmoid")
 _FUNCTIONS = ("sigmoid", "tanh", "gelu")  # of single values, by a table of all codes
 # Layers that take a list of tensors.
 _MANY = ("add", "subtract", "multiply", "concatenate", "maximum", "minimum")
@@ -47,13 +51,13 @@ _MANY = ("add", "subtract", "multiply", "concatenate", "maximum", "minimum")
 _QUANTIZED_LAYER = {
     "conv": layers.QuantizedConv2D,
     "depthwise": layers.QuantizedDepthwiseConv2D,
+    "conv_transpose": layers.QuantizedConv2DTranspose,
     "dense": layers.QuantizedDense,
 }
-_QUANTIZED_ARITHMETIC = {
+_TWO_INPUTS = {
     "add": layers.QuantizedAdd,
     "subtract": layers.QuantizedSubtract,
     "multiply": layers.QuantizedMultiply,
-    "mean": layers.QuantizedMean,
 }
 
 
@@ -128,7 +132,10 @@ def place(
     """
     bits = spec_lib.as_bits(scheme)
     network = read(model)
-    for rewrite in (merge_rescaling, fold_batch_norms, merge_padding, fuse_activations, *rewrites):
+    standard = (
+        *(find_hard_sigmoids, merge_rescaling, fold_batch_norms, merge_padding, fuse_activations),
+    )
+    for rewrite in (*standard, *rewrites):
         network = rewrite(network)
     if bits.additions is not None and bits.additions.activations != bits.scheme.activations:
         network = requantize(network)
@@ -144,6 +151,8 @@ def read(model: keras.Model) -> Network:
     fresh = iter(range(10**9, 2 * 10**9))  # numbers for values that no layer of the model made
     handed_on: dict[int, int] = {}
     operations: list[Operation] = []
+    shapes = dict(trace.shapes)
+    taken = {call.name for call in trace.calls}
     for call in trace.calls:
         inputs = tuple(handed_on.get(value, value) for value in call.inputs)
         read_one = READERS.get(type(call.layer))
@@ -153,9 +162,25 @@ def read(model: keras.Model) -> Network:
         made = read_one(call, inputs, fresh)
         if not made:
             handed_on[call.output] = inputs[0]
-        operations.extend(made)
+        for operation in made:
+            if operation.kind == "rescale":  # of its layer's output, or of an activation inside it
+                shapes[operation.output] = shapes[call.output]
+            operations.append(_named_apart(operation, call, taken))
     outputs = tuple(handed_on.get(value, value) for value in trace.outputs)
-    return Network(trace, tuple(operations), outputs)
+    return Network(dataclasses.replace(trace, shapes=shapes), tuple(operations), outputs)
+
+
+def _named_apart(operation, call, taken):
+    """Returns the operation with another name and label than any layer's but its own has.
+
+    The second sum of a layer `add` of three is `add_2`, which may be a layer of the model as well.
+    """
+    name = operation.name
+    while name != call.name and name in taken:
+        name = f"{name}_"
+    taken.add(name)
+    label = name if operation.label == operation.name else operation.label
+    return dataclasses.replace(operation, name=name, label=label)
 
 
 def _unknown_layer(call, trace):
@@ -193,6 +218,8 @@ def _check_supported(call, trace):
 
 _ACTIVATIONS = {
     keras.activations.linear: None,
+    keras.activations.hard_sigmoid: "hard_sigmoid",
+    keras.activations.hard_silu: "hard_silu",
     keras.activations.relu: "relu",
     keras.activations.relu6: "relu6",
     keras.activations.softmax: "softmax",
@@ -222,15 +249,24 @@ def _activation_operations(activation, name, value, output, layer, label, fresh,
                 "activation", name, (value,), output, layer, activation=activation, label=label
             )
         ]
-    if activation == "silu":  # x * sigmoid(x)
-        gate, gate_name = next(fresh), f"{name}_sigmoid"
+    if activation in ("silu", "hard_silu"):  # x * sigmoid(x)
+        function = activation.replace("silu", "sigmoid")
+        gate, gate_name = next(fresh), f"{name}_{function}"
         return [
-            Operation("sigmoid", gate_name, (value,), gate, layer, label=gate_name),
+            *_activation_operations(function, gate_name, value, gate, layer, gate_name, fresh),
             Operation("multiply", name, (value, gate), output, layer, label=label),
         ]
+    if activation == "hard_sigmoid":
+        return [_hard_sigmoid(name, value, output, layer, label)]
     if activation == "leaky_relu":
         config = {"negative_slope": 0.2} | config  # of the function's default
     return [Operation(activation, name, (value,), output, layer, label=label, config=config)]
+
+
+def _hard_sigmoid(name, value, output, layer, label):
+    """Returns clip(x / 6 + 1/2, 0, 1): an affine map whose clip is the range of its codes."""
+    config = {"scale": 1 / 6, "offset": 0.5, "fixed": "hard_sigmoid"}
+    return Operation("rescale", name, (value,), output, layer, label=label, config=config)
 
 
 def _with_activation(operation, layer, output, fresh):
@@ -256,9 +292,38 @@ def _read_weighted(kind, kernel="kernel"):
         if layer.use_bias:
             weights["bias"] = keras.ops.convert_to_numpy(layer.bias)
         operation = Operation(kind, call.name, inputs, call.output, layer, weights, label=call.name)
+        if kind == "conv" and layer.groups > 1 and weights["kernel"].shape[2] == 1:
+            operation = _as_depthwise(operation)
         return _with_activation(operation, layer, call.output, fresh)
 
     return read_layer
+
+
+def _as_depthwise(operation):
+    """Returns a Conv2D with as many groups as input channels as the depthwise operation it is."""
+    kernel, groups = operation.weights["kernel"], operation.layer.groups
+    multiplier = kernel.shape[-1] // groups
+    kernel = kernel.reshape(*kernel.shape[:2], groups, multiplier)
+    return dataclasses.replace(
+        operation,
+        kind="depthwise",
+        weights=operation.weights | {"kernel": kernel},
+        config={"depth_multiplier": multiplier},
+    )
+
+
+def _read_transposed(call, inputs, fresh):
+    if set(call.layer.dilation_rate) != {1}:
+        raise UnsupportedModelError(
+            f"layer {call.name} is a Conv2DTranspose with dilation_rate {call.layer.dilation_rate}; "
+            "TFLite's takes none"
+        )
+    operation, *rest = _read_weighted("conv_transpose")(call, inputs, fresh)
+    kernel = np.swapaxes(operation.weights["kernel"], -1, -2)  # (h, w, in, out)
+    return [
+        dataclasses.replace(operation, weights=operation.weights | {"kernel": kernel}),
+        *rest,
+    ]
 
 
 def _read_separable(call, inputs, fresh):
@@ -333,7 +398,7 @@ def _read_activation(call, inputs, fresh):
 
 
 def _read_softmax(call, inputs, fresh):
-    if call.layer.axis not in (-1, len(call.layer.output.shape) - 1):
+    if call.layer.axis not in (-1, call.rank - 1):
         raise UnsupportedModelError(
             f"layer {call.name} is a Softmax over axis {call.layer.axis}; only the last is allowed"
         )
@@ -374,12 +439,24 @@ def _read_merged(kind):
 
 def _read_upsampling(call, inputs, fresh):
     layer = call.layer
-    if layer.interpolation != "nearest":
+    kinds = {"nearest": "upsample", "bilinear": "bilinear"}
+    if layer.interpolation not in kinds:
         raise UnsupportedModelError(
             f"layer {call.name} is an UpSampling2D with interpolation {layer.interpolation!r}; "
-            "'nearest' is allowed"
+            f"allowed are {', '.join(kinds)}"
         )
-    return _read_kept("upsample")(call, inputs, fresh)
+    return _read_kept(kinds[layer.interpolation])(call, inputs, fresh)
+
+
+def _read_resizing(call, inputs, fresh):
+    layer = call.layer
+    plain = not (layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio)
+    if layer.interpolation != "bilinear" or not plain or layer.antialias:
+        raise UnsupportedModelError(
+            f"layer {call.name} is a Resizing with interpolation {layer.interpolation!r}, antialias "
+            f"{layer.antialias}; bilinear to the whole new size, without antialias, is allowed"
+        )
+    return _read_kept("bilinear")(call, inputs, fresh)
 
 
 def _dropped(call, inputs, fresh):
@@ -390,6 +467,7 @@ _L = keras.layers
 READERS = {
     _L.Conv2D: _read_weighted("conv"),
     _L.DepthwiseConv2D: _read_weighted("depthwise"),
+    _L.Conv2DTranspose: _read_transposed,
     _L.SeparableConv2D: _read_separable,
     _L.Dense: _read_weighted("dense"),
     _L.BatchNormalization: _read_batch_norm,
@@ -410,6 +488,7 @@ READERS = {
     _L.GlobalAveragePooling2D: _read_kept("mean"),
     _L.GlobalMaxPooling2D: _read_kept("global_max_pool"),
     _L.UpSampling2D: _read_upsampling,
+    _L.Resizing: _read_resizing,
     _L.Permute: _read_kept("permute"),
     _L.Flatten: _read_kept("reshape"),
     _L.Reshape: _read_kept("reshape"),
@@ -426,6 +505,44 @@ READERS = {
 # --- rewrites -----------------------------------------------------------------------------------
 
 
+def find_hard_sigmoids(network: Network) -> Network:
+    """Makes x + 3, ReLU6 and a sixth of it, each read by the next alone, one operation."""
+    consumers, producers = network.consumers(), network.producers()
+    replaced: dict[str, Operation | None] = {}
+    for last in network.operations:
+        middle = producers.get(last.inputs[0])
+        first = None if middle is None else producers.get(middle.inputs[0])
+        if (
+            first is not None
+            and (first.kind, middle.kind, last.kind) == ("rescale", "activation", "rescale")
+            and middle.activation == "relu6"
+            and consumers[first.output] == consumers[middle.output] == 1
+            and _is_affine(first, 1.0, 3.0)
+            and _is_affine(last, 1 / 6, 0.0)
+        ):
+            replaced |= {first.name: None, middle.name: None}
+            replaced[last.name] = _hard_sigmoid(
+                last.name, first.inputs[0], last.output, last.layer, last.label
+            )
+    operations = (replaced.get(operation.name, operation) for operation in network.operations)
+    return dataclasses.replace(
+        network, operations=tuple(operation for operation in operations if operation is not None)
+    )
+
+
+def _is_affine(operation, scale, offset) -> bool:
+    found = _scale_and_offset(operation, 1) if _is_scalar(operation) else (np.nan, np.nan)
+    return bool(np.allclose(np.ravel(found), (scale, offset), rtol=1e-6, atol=0))
+
+
+def _is_scalar(operation) -> bool:
+    layer = operation.layer
+    return (
+        isinstance(layer, keras.layers.Rescaling)
+        and np.size(layer.scale) * np.size(layer.offset) == 1
+    )
+
+
 def merge_rescaling(network: Network) -> Network:
     """Merges y = scale * x + offset into the weighted operation that reads it.
 
@@ -437,34 +554,52 @@ def merge_rescaling(network: Network) -> Network:
     consumers = network.consumers()
     readers = {value: other for other in network.operations for value in other.inputs}
     replaced: dict[str, Operation | None] = {}
+    before: dict[str, list[Operation]] = {}
+    fresh, shapes = iter(range(3 * 10**9, 4 * 10**9)), dict(network.trace.shapes)
     for operation in network.operations:
         if operation.kind != "rescale":
             continue
         operation = replaced.get(operation.name, operation)
-        channels = network.trace.shapes[operation.output][-1]
-        scale, offset = _scale_and_offset(operation.layer, channels)
+        channels = shapes[operation.output][-1]
+        scale, offset = _scale_and_offset(operation, channels)
         reader = readers.get(operation.output)
         padded = reader is not None and setting(reader, "padding") == "same"
+        grouped = reader is not None and reader.kind == "conv" and setting(reader, "groups") != 1
+        # A transposed convolution's borders read fewer taps, whatever its padding.
+        padded = padded or (reader is not None and reader.kind == "conv_transpose")
         if (
             reader is not None
             and consumers[operation.output] == 1
             and reader.kind in _QUANTIZED_LAYER
             and not (offset.any() and padded)
+            and not grouped
+            and "fixed" not in operation.config
         ):
             reader = replaced.get(reader.name, reader)
             replaced[operation.name] = None
             replaced[reader.name] = _scaled_reader(reader, scale, offset, operation.inputs)
         else:
-            replaced[operation.name] = _rescaling_as_depthwise(network, operation, scale, offset)
-    operations = (replaced.get(operation.name, operation) for operation in network.operations)
+            made = _rescaling_as_depthwise(network, operation, scale, offset, fresh, shapes)
+            (*around, replaced[operation.name]) = made
+            before[operation.name] = around
+    operations = []
+    for operation in network.operations:
+        operations += before.get(operation.name, [])
+        operations.append(replaced.get(operation.name, operation))
+    trace = dataclasses.replace(network.trace, shapes=shapes)
     return dataclasses.replace(
-        network, operations=tuple(operation for operation in operations if operation is not None)
+        network,
+        trace=trace,
+        operations=tuple(operation for operation in operations if operation is not None),
     )
 
 
-def _scale_and_offset(layer, channels):
-    """Returns float32 (channels,) scale and offset of a Rescaling or Normalization layer."""
-    if isinstance(layer, keras.layers.Rescaling):
+def _scale_and_offset(operation, channels):
+    """Returns float32 (channels,) scale and offset of a Rescaling or Normalization, or their like."""
+    layer = operation.layer
+    if "scale" in operation.config:
+        scale, offset = operation.config["scale"], operation.config["offset"]
+    elif isinstance(layer, keras.layers.Rescaling):
         scale, offset = layer.scale, layer.offset
     elif layer.invert:
         scale = np.maximum(np.sqrt(layer.variance), keras.config.epsilon())
@@ -490,19 +625,34 @@ def _scaled_reader(reader, scale, offset, inputs):
     return dataclasses.replace(reader, inputs=inputs, weights=weights)
 
 
-def _rescaling_as_depthwise(network, operation, scale, offset):
-    shape = network.trace.shapes[operation.output]
-    if len(shape) != 4:
-        raise UnsupportedModelError(
-            f"layer {operation.name} ({type(operation.layer).__name__}) on a {len(shape)}-D tensor "
-            "must be read by one Dense layer alone"
-        )
-    return dataclasses.replace(
+def _rescaling_as_depthwise(network, operation, scale, offset, fresh, shapes):
+    """Returns the operations of the map as a depthwise convolution, the last with its output.
+
+    A tensor of other than 4 axes is reshaped to (n, everything, 1, channels) and back.
+    """
+    shape = shapes[operation.output]
+    depthwise = dataclasses.replace(
         operation,
         kind="depthwise",
         weights={"kernel": scale.reshape(1, 1, -1, 1).copy(), "bias": offset.copy()},
-        config=_POINTWISE_DEPTHWISE,
+        activation="unit" if "fixed" in operation.config else None,
+        config=_POINTWISE_DEPTHWISE
+        | {key: value for key, value in operation.config.items() if key == "fixed"},
     )
+    if len(shape) == 4:
+        return [depthwise]
+    spatial = (int(np.prod(shape[1:-1])), 1, shape[-1])
+    wide, made = next(fresh), next(fresh)
+    shapes |= {wide: (shape[0], *spatial), made: (shape[0], *spatial)}
+    name = operation.name
+    opened, closed = (
+        Operation("reshape", f"{name}_{way}", (source,), target, layer, label=f"{name}_{way}")
+        for way, source, target, layer in (
+            ("opened", operation.inputs[0], wide, keras.layers.Reshape(spatial)),
+            ("closed", made, operation.output, keras.layers.Reshape(shape[1:])),
+        )
+    )
+    return [opened, dataclasses.replace(depthwise, inputs=(wide,), output=made), closed]
 
 
 _POINTWISE_DEPTHWISE = {
@@ -748,11 +898,15 @@ def build(
     for operation in network.operations:
         arguments = [tensors[value] for value in operation.inputs]
         scheme = schemes[operation.name]
-        layer = _build_layer(operation, scheme, weight_range, built_layers)
+        if operation.kind == "bilinear":
+            size = trace.shapes[operation.output][1:3]
+            layer = layers.QuantizedBilinear(size, name=operation.name)
+        else:
+            layer = _build_layer(operation, scheme, weight_range, built_layers)
         tensor = layer(arguments if operation.kind in _MANY else arguments[0])
         if operation.kind in SOURCES:
             tensor = quantize(operation.output, tensor, operation.activation, operation.label)
-        elif operation.kind == "average_pool":  # its kernel rounds to its input's codes
+        elif operation.kind in ("average_pool", "bilinear"):  # kernels round to the input's codes
             tied = built_quantizers[id(of_value[operation.output])]
             tensor = tied(tensor, slot=None, label=operation.label)
         tensors[operation.output] = tensor
@@ -785,9 +939,11 @@ def _tied_groups(network) -> list[_Group]:
 
     names = {value: "input" for value in network.trace.inputs}
     kinds = {value: "input" for value in network.trace.inputs}
+    fixed_kinds = dict(kinds)
     for operation in network.operations:
         names[operation.output] = operation.label
         kinds[operation.output] = operation.kind
+        fixed_kinds[operation.output] = operation.config.get("fixed", operation.kind)
         if operation.kind in TIED:
             for value in operation.inputs:
                 parent[find(value)] = find(operation.output)
@@ -797,16 +953,17 @@ def _tied_groups(network) -> list[_Group]:
     groups = []
     for values in members.values():
         sources = tuple(value for value in values if kinds[value] in (*SOURCES, "input"))
-        fixed = [value for value in sources if kinds[value] in FIXED]
-        others = [value for value in sources if kinds[value] != kinds[fixed[0]]] if fixed else []
+        fixed = [value for value in sources if fixed_kinds[value] in FIXED]
+        kind = fixed_kinds[fixed[0]] if fixed else None
+        others = [value for value in sources if fixed_kinds[value] != kind] if fixed else []
         if others:
-            kind, name = kinds[fixed[0]], names[fixed[0]]
+            name = names[fixed[0]]
             raise UnsupportedModelError(
                 f"{kind} {name} and {names[others[0]]} must share a scale (a concatenation or the like "
                 f"joins them), but a {kind} has a fixed one; return them as two outputs"
             )
         name = names[sources[0]] if len(sources) == 1 else names[values[-1]]
-        groups.append(_Group(name, tuple(values), sources, kinds[fixed[0]] if fixed else None))
+        groups.append(_Group(name, tuple(values), sources, kind))
     return groups
 
 
@@ -891,7 +1048,10 @@ def _fixed_range(kind, spec):
 
     Softmax and sigmoid: scale 1/256 and zero point -128 at 8 bits, 1/32768 and 0 at 16.
     Tanh: 1/128 and 0, 1/32768 and 0.
+    Hard sigmoid: its clip at 0 and 1 is that of the codes.
     """
+    if kind == "hard_sigmoid":
+        return 0.0, 1.0
     if kind == "tanh":
         half = 2 ** (spec.bits - 1)
         high = (half - 1) / half
@@ -915,13 +1075,15 @@ def _build_layer(operation, scheme, weight_range, built):
             return layers.QuantizedLeakyReLU(
                 operation.config["negative_slope"], name=operation.name
             )
-        if operation.kind == "multiply" and not isinstance(operation.layer, _L.Multiply):
-            return layers.QuantizedMultiply(name=operation.name)  # of silu
         # float32: mixed precision would leave float16 in these layers.
+        if operation.kind in _TWO_INPUTS:
+            return _TWO_INPUTS[operation.kind](name=operation.name, dtype="float32")
         config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
-        kind = _QUANTIZED_ARITHMETIC.get(operation.kind, type(operation.layer))
+        kind = layers.QuantizedMean if operation.kind == "mean" else type(operation.layer)
         return kind.from_config(config)
     key = (id(operation.layer), operation.kind)
+    if operation.config.get("trainable") is False:
+        key = (operation.name,)  # a fixed map, whatever layer it came with
     if key in built:
         layer, batch_norm_layer = built[key]
         if batch_norm_layer is not operation.batch_norm_layer:
@@ -948,6 +1110,7 @@ def _build_weighted(operation, scheme, weight_range):
     wanted = {
         "conv": ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups"),
         "depthwise": ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier"),
+        "conv_transpose": ("filters", "kernel_size", "strides", "padding", "output_padding"),
         "dense": ("units",),
     }[operation.kind]
     separable = isinstance(operation.layer, keras.layers.SeparableConv2D)
@@ -956,16 +1119,13 @@ def _build_weighted(operation, scheme, weight_range):
             config[key] = operation.config[key]
         elif not separable:  # the pointwise half keeps the defaults: strides 1, no dilation
             config[key] = getattr(operation.layer, key)
-    if config.get("groups", 1) != 1:
-        raise UnsupportedModelError(
-            f"layer {operation.name} is a Conv2D with groups={config['groups']}; 1 is allowed"
-        )
     layer = _QUANTIZED_LAYER[operation.kind](**config)
     kernel = operation.weights["kernel"]
     # Built from the kernel alone: 1 pixel for each tap is enough for any padding.
     spatial = kernel.shape[:2] if operation.kind != "dense" else ()
     reach = tuple((size - 1) * 32 + 1 for size in spatial)
-    layer.build((None, *reach, kernel.shape[2] if spatial else kernel.shape[0]))
+    inputs = kernel.shape[2] * config.get("groups", 1) if spatial else kernel.shape[0]
+    layer.build((None, *reach, inputs))
     for key, value in operation.weights.items():
         getattr(layer, key).assign(value)
     if layer.weight_range != "minmax":

@@ -123,7 +123,7 @@ class ActivationQuantizer(keras.layers.Layer):
           x: float32, any shape.
           slot: which slot observes this call; None: x is average pooling's result of values
             that this range quantized before, and is rounded as that kernel does.
-          activation: None, "relu" or "relu6".
+          activation: one of fakequant.ACTIVATIONS.
           label: the tensor's name in the integer graph; it does not change the result.
         """
         if not self.enabled or self.spec is None:

@@ -8,14 +8,39 @@ get the same input codes, from `affine.quantize_input`.
 import collections
 import concurrent.futures
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
 
-from lowbit import affine, integer_graph, kernels
+from lowbit import affine, integer_graph, kernels, lint
 
 KERNELS = ("xnnpack", "reference")
+TRIAL_SECONDS = 600
+# Loads the file on stdin and runs it once on zeros; an exception's last line says what it refuses.
+_TRIAL = """
+import sys
+import numpy as np
+from ai_edge_litert import interpreter
+resolver = getattr(interpreter.OpResolverType, sys.argv[1])
+runner = interpreter.Interpreter(
+    model_content=sys.stdin.buffer.read(), experimental_op_resolver_type=resolver
+)
+runner.allocate_tensors()
+for detail in runner.get_input_details():
+    runner.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+runner.invoke()
+for detail in runner.get_output_details():
+    runner.get_tensor(detail["index"])
+"""
+_RESOLVERS = {
+    "xnnpack": "AUTO",
+    "reference": "BUILTIN_REF",
+    "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+}
 
 
 def run_keras(model: keras.Model, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -43,7 +68,8 @@ def run_litert(
       threads: interpreters side by side, each on one core; None: all cores.
     """
     threads = threads or os.cpu_count() or 1
-    pool: list = [interpreter(content, kernels) for _ in range(threads)]
+    lint.verify(content)
+    pool: list = [_load(content, kernels) for _ in range(threads)]
 
     def run_batch(batch):
         runner = pool.pop()
@@ -59,22 +85,56 @@ def run_litert(
         yield _matrix(_real(codes, *output["quantization"]))
 
 
+def try_out(content: bytes, name: str, kernels: str = "xnnpack") -> None:
+    """Raises where a file of anyone's cannot be handed to an interpreter in this process.
+
+    It is verified (`lint.verify`), then loaded and run once, on zeros, in a process of its own:
+    kernels abort or crash on files of which every index is right, and would take this process
+    along.
+
+    Raises:
+      TFLiteFileError: for a damaged file.
+      ValueError: where the interpreter refuses the file or dies of it.
+    """
+    lint.verify(content, name)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRIAL, _RESOLVERS[kernels]],
+            input=content,
+            capture_output=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        text = f"{name}: LiteRT ({kernels} kernels) does not end within {TRIAL_SECONDS} s"
+        raise ValueError(text) from error
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+    if done.returncode < 0:
+        cause = signal.Signals(-done.returncode).name
+        raise ValueError(f"{name}: LiteRT ({kernels} kernels) dies of it: {cause}")
+    if done.returncode:
+        raise ValueError(f"{name}: LiteRT refuses the model ({kernels} kernels): {''.join(said)}")
+
+
 def interpreter(content: bytes, kernels: str = "xnnpack", threads: int = 1, **options):
-    """Returns an interpreter with tensors allocated; raises ValueError where it refuses the file."""
+    """Returns an interpreter with tensors allocated; raises ValueError where it refuses the file.
+
+    The file is verified first (`lint.verify`); one of anyone's goes through `try_out` before.
+    """
+    lint.verify(content)
+    return _load(content, kernels, threads, **options)
+
+
+def _load(content, kernels, threads=1, **options):
     from ai_edge_litert import interpreter as litert
 
-    resolver = {
-        "xnnpack": litert.OpResolverType.AUTO,
-        "reference": litert.OpResolverType.BUILTIN_REF,
-        "builtin": litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    }
-    if kernels not in resolver:
-        raise ValueError(f"kernels {kernels!r} is not one of {', '.join(resolver)}")
+    if kernels not in _RESOLVERS:
+        raise ValueError(f"kernels {kernels!r} is not one of {', '.join(_RESOLVERS)}")
     try:
         runner = litert.Interpreter(
             model_content=content,
             num_threads=threads,
-            experimental_op_resolver_type=resolver[kernels],
+            experimental_op_resolver_type=getattr(litert.OpResolverType, _RESOLVERS[kernels]),
             **options,
         )
         runner.allocate_tensors()
@@ -86,7 +146,10 @@ def interpreter(content: bytes, kernels: str = "xnnpack", threads: int = 1, **op
 def invoke(runner, codes: np.ndarray) -> np.ndarray:
     """Returns the output codes for input codes of batch size 1."""
     runner.set_tensor(runner.get_input_details()[0]["index"], codes)
-    runner.invoke()
+    try:
+        runner.invoke()
+    except RuntimeError as error:
+        raise ValueError(f"LiteRT cannot run the model: {error}") from error
     return runner.get_tensor(runner.get_output_details()[0]["index"])
 
 

@@ -4,7 +4,8 @@ Reading a scheme's name: `w8a8` is 8-bit weights and 8-bit activations, `w8` wei
 activations only.  Unless a suffix says otherwise, weights are symmetric, narrow range, one scale per
 output channel; activations asymmetric, one scale per tensor (the int8 specification of TFLite, and
 the schemes "symmetric per-channel" and "asymmetric per-layer" of Krishnamoorthi's Table 3).
-`dynamic` has 8-bit weights in the file and float activations that the kernel quantizes itself.
+Activations that stay in float: `w8` has weights that are dequantized before a float kernel, `dynamic`
+8-bit weights beside activations that the kernel quantizes itself, `float16` and `float32` neither.
 """
 
 import dataclasses
@@ -44,6 +45,10 @@ class Scheme:
     activations: QuantSpec | None
     per_channel: bool = True  # convolution weights: a scale for each output channel
     dense_per_channel: bool = True  # the same for Dense; the MLIR converter can only do False
+    dynamic: bool = (
+        False  # float activations meet integer weights in the kernel, by a scale an image
+    )
+    float_bits: int = 32  # of weights that are not quantized, in a file
 
     def weights_of(self, kind: str) -> QuantSpec | None:
         """Returns what a layer's weights get, axis -1 where each output channel has its scale.
@@ -128,14 +133,16 @@ SCHEMES = {
         ),
         *(_scheme(f"a{activations}", None, activations) for activations in ACTIVATION_BITS),
         _scheme("w8a8_dense_per_tensor", 8, 8, dense_per_channel=False),
-        _scheme("dynamic", 8, None),
+        _scheme("dynamic", 8, None, dynamic=True),
+        _scheme("float32", None, None),
+        _scheme("float16", None, None, float_bits=16),
     )
 }
 
 ALLOWED = (
     "w8a8 and the like (weights of 2 to 8 bits, activations of 2 to 8 or 16), w8 (weights alone), a8 "
     "(activations alone); weights with _per_tensor, _asymmetric or _per_tensor_asymmetric behind "
-    "them; w8a8_dense_per_tensor; dynamic (simulated only)"
+    "them; w8a8_dense_per_tensor; dynamic; float16; float32"
 )
 
 
@@ -191,13 +198,13 @@ def _flag_scheme(flag, name):
 
 
 def why_simulated_only(scheme: Scheme) -> str | None:
-    """Returns why no integer file can hold a scheme, or None where export takes it."""
-    if scheme.weights is None or scheme.activations is None:
-        return "an integer kernel needs integer weights and activations"
-    if not scheme.weights.symmetric:
-        return "the integer kernels take symmetric weights alone (zero point 0)"
-    if scheme.activations.bits > 8:
-        return f"export takes activations of at most 8 bits, these have {scheme.activations.bits}"
+    """Returns why no file can hold a scheme, or None where export takes it."""
+    if scheme.weights is not None and not scheme.weights.symmetric:
+        return "the kernels take symmetric weights alone (zero point 0)"
+    if scheme.activations is None:
+        return None
+    if scheme.weights is None:
+        return "an integer kernel needs integer weights beside integer activations"
     if scheme.activations.bits < 8:
         return (
             f"activations of {scheme.activations.bits} bits are exported behind a ReLU alone; with "

@@ -1,10 +1,12 @@
 """`.tflite` files: writes an integer graph as a flatbuffer and reads one back.
 
 The same graph gives the same bytes.  Operator versions are those that TFLite's own converter would
-set, so that a runtime too old for an operation refuses the file instead of misreading it.
+set, so that a runtime too old for an operation refuses the file instead of misreading it.  Codes of 2
+and 4 bits are packed, the first one in the lowest bits of a byte.
 """
 
 import json
+import math
 import os
 import pathlib
 import struct
@@ -14,7 +16,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from lowbit import integer_graph
+from lowbit import integer_graph, operator_versions
 
 MANIFEST_NAME = (
     "lowbit"  # of the metadata entry that holds preprocess, scheme and versions, as JSON
@@ -42,6 +44,10 @@ ACTIVATION_NUMBERS = _numbers(schema.ActivationFunctionType)
 ACTIVATION_NAMES = {number: name for name, number in ACTIVATION_NUMBERS.items()}
 
 
+WITHOUT_OUTPUT = ("CALL_ONCE", "ASSIGN_VARIABLE", "HASHTABLE_IMPORT")  # operations
+PACKED_BITS = {"int2": 2, "int4": 4}  # of dtypes that NumPy lacks; in memory they are int8
+
+
 # --- operator options: one row an operation, read and written from the same table ---------------
 
 _STRIDES = {"strides": ("strideH", "strideW")}
@@ -61,6 +67,7 @@ OPTIONS = {
         "FullyConnectedOptions",
         _ACTIVATION | {"keep_num_dims": "keepNumDims"},
     ),
+    "TRANSPOSE_CONV": ("TransposeConvOptions", _STRIDES | _PADDING | _ACTIVATION),
     "ADD": ("AddOptions", _ACTIVATION),
     "SUB": ("SubOptions", _ACTIVATION),
     "MUL": ("MulOptions", _ACTIVATION),
@@ -79,30 +86,20 @@ OPTIONS = {
         "ResizeNearestNeighborOptions",
         {"align_corners": "alignCorners", "half_pixel_centers": "halfPixelCenters"},
     ),
+    "RESIZE_BILINEAR": (
+        "ResizeBilinearOptions",
+        {"align_corners": "alignCorners", "half_pixel_centers": "halfPixelCenters"},
+    ),
     "LOGISTIC": (None, {}),
     "TANH": (None, {}),
     "GELU": ("GeluOptions", {"approximate": "approximate"}),
     "LEAKY_RELU": ("LeakyReluOptions", {"alpha": "alpha"}),
     "RELU": (None, {}),
     "RELU6": (None, {}),
+    "RELU_0_TO_1": (None, {}),
     "QUANTIZE": ("QuantizeOptions", {}),
     "DEQUANTIZE": ("DequantizeOptions", {}),
 }
-
-
-def operator_version(node: integer_graph.Node, tensors: Mapping[str, integer_graph.Tensor]) -> int:
-    """Returns the version that the node's dtypes and attributes need (TFLite's op_version.cc)."""
-    dtype = tensors[node.inputs[0]].dtype
-    if dtype == "float32" or node.op == "RESHAPE":
-        return 1
-    if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        return 3
-    if node.op == "FULLY_CONNECTED":
-        return 5 if node.attributes.get("keep_num_dims") else 4
-    if node.op == "MUL":
-        first, second = (tensors[name].scale for name in node.inputs[:2])
-        return 3 if first * second / tensors[node.outputs[0]].scale >= 1 else 2
-    return 2
 
 
 # --- write --------------------------------------------------------------------------------------
@@ -185,10 +182,31 @@ def _write_tensor(tensor, model):
         result.quantization = parameters
     if tensor.data is not None:
         buffer = _AlignedBuffer()
-        buffer.data = np.ascontiguousarray(tensor.data, np.dtype(tensor.dtype)).reshape(-1)
+        buffer.data = _packed(tensor)
         result.buffer = len(model.buffers)
         model.buffers.append(buffer)
     return result
+
+
+def _packed(tensor) -> np.ndarray:
+    """Returns a constant's values, flat, those of 2 and 4 bits packed into bytes."""
+    if tensor.dtype not in PACKED_BITS:
+        return np.ascontiguousarray(tensor.data, np.dtype(tensor.dtype)).reshape(-1)
+    bits = PACKED_BITS[tensor.dtype]
+    codes = np.asarray(tensor.data, np.int8).reshape(-1)
+    if codes.min(initial=0) < -(2 ** (bits - 1)) or codes.max(initial=0) >= 2 ** (bits - 1):
+        raise ValueError(f"tensor {tensor.name}: codes leave {tensor.dtype}")
+    per_byte = 8 // bits
+    codes = np.pad(codes, (0, -codes.size % per_byte)).view(np.uint8) & (2**bits - 1)
+    shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
+    return np.bitwise_or.reduce(codes.reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8)
+
+
+def _unpacked(content, bits, count) -> np.ndarray:
+    """Returns `count` codes of packed bytes, int8."""
+    shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
+    codes = (content[:, None] >> shifts).reshape(-1)[:count] << np.uint8(8 - bits)
+    return codes.view(np.int8) >> (8 - bits)
 
 
 def _write_operator(node, graph, indices, codes, model):
@@ -196,7 +214,7 @@ def _write_operator(node, graph, indices, codes, model):
         raise ValueError(
             f"node {node.name}: no writer for {node.op}; known are {', '.join(OPTIONS)}"
         )
-    key = (node.op, operator_version(node, graph.tensors))
+    key = (node.op, operator_versions.operator_version(node, graph.tensors))
     if key not in codes:
         code = schema.OperatorCodeT()
         code.builtinCode = OPERATOR_NUMBERS[node.op]
@@ -213,6 +231,9 @@ def _write_operator(node, graph, indices, codes, model):
         options = getattr(schema, f"{table}T")()
         for attribute, field in fields.items():
             _set_option(options, field, attribute, node.attributes[attribute])
+        if node.op in ("ADD", "SUB"):
+            # The default, true, makes int16 kernels with scales of powers of two fail or abort.
+            options.potScaleInt16 = False
         operator.builtinOptions = options
         operator.builtinOptionsType = OPTION_NUMBERS[table]
     return operator
@@ -259,28 +280,70 @@ def _add_metadata(model, name, content):
 # --- read ---------------------------------------------------------------------------------------
 
 _UNREADABLE = (struct.error, IndexError, TypeError, ValueError, AttributeError, OverflowError)
+_RANK_LIMIT = 64  # of NumPy's arrays
 
 
 def parse(content: bytes, name: str = "model") -> schema.ModelT:
     """Returns the flatbuffer's objects; `name` is for error messages.
 
     Raises:
-      TFLiteFileError: where the bytes are no `.tflite` file or are cut short.
+      TFLiteFileError: where the bytes are no `.tflite` file, are cut short, or unfold to more
+        entries than they hold.
     """
     if len(content) < 8 or content[4:8] != FILE_IDENTIFIER:
         raise TFLiteFileError(f"{name}: not a .tflite file (bytes 4 to 8 are not 'TFL3')")
     try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+        root = schema.Model.GetRootAsModel(content, 0)
+        if _exceeds(root, len(content) // 4):
+            raise TFLiteFileError(
+                f"{name}: damaged: its lists have more entries than {len(content)} bytes hold"
+            )
+        model = schema.ModelT.InitFromObj(root)
         complete = bool(model.subgraphs) and all(
             0 <= tensor.buffer < len(model.buffers)
             for subgraph in model.subgraphs
             for tensor in subgraph.tensors
         )
+    except TFLiteFileError:
+        raise
     except _UNREADABLE as error:
         raise TFLiteFileError(f"{name}: damaged or cut short at {len(content)} bytes") from error
     if not complete:
         raise TFLiteFileError(f"{name}: damaged: no subgraph, or a tensor without a buffer")
     return model
+
+
+def _exceeds(root, most) -> bool:
+    """Returns whether the lists of a flatbuffer have more than `most` entries.
+
+    An entry takes 4 bytes.  A list that many others refer to counts each time, as it is read each
+    time: 5000 subgraphs that share 5000 tensors fit 40 kB, and would fill the memory.
+    """
+    for count in _list_lengths(root):
+        most -= count
+        if most < 0:
+            return True
+    return False
+
+
+def _list_lengths(root):
+    yield root.OperatorCodesLength() + root.BuffersLength() + root.MetadataLength()
+    yield root.SubgraphsLength() + root.SignatureDefsLength()
+    for subgraph in map(root.Subgraphs, range(root.SubgraphsLength())):
+        yield subgraph.TensorsLength() + subgraph.OperatorsLength()
+        yield subgraph.InputsLength() + subgraph.OutputsLength()
+        for tensor in map(subgraph.Tensors, range(subgraph.TensorsLength())):
+            yield tensor.ShapeLength() + tensor.ShapeSignatureLength()
+            yield tensor.VariantTensorsLength()
+            parameters, sparsity = tensor.Quantization(), tensor.Sparsity()
+            if parameters is not None:
+                yield parameters.ScaleLength() + 2 * parameters.ZeroPointLength()
+            if sparsity is not None:
+                yield sparsity.DimMetadataLength()
+        for operator in map(subgraph.Operators, range(subgraph.OperatorsLength())):
+            yield operator.InputsLength() + operator.OutputsLength()
+    for signature in map(root.SignatureDefs, range(root.SignatureDefsLength())):
+        yield signature.InputsLength() + signature.OutputsLength()
 
 
 def buffer_array(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
@@ -292,21 +355,73 @@ def buffer_array(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | N
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return None
-    dtype, shape = np.dtype(DTYPE_NAMES[tensor.type]), _shape(tensor)
-    content = np.asarray(data, np.uint8)
-    if content.size != np.prod(shape, dtype=np.int64) * dtype.itemsize:
+    name, shape = DTYPE_NAMES[tensor.type], _shape(tensor)
+    content, count = np.asarray(data, np.uint8), math.prod(shape)
+    bits = PACKED_BITS.get(name) or 8 * np.dtype(name).itemsize
+    if (
+        min(shape, default=1) < 0
+        or len(shape) > _RANK_LIMIT
+        or content.size != -(-count * bits // 8)
+    ):
         raise TFLiteFileError(
-            f"tensor {_text(tensor.name)}: {content.size} bytes do not fill {dtype} {shape}"
+            f"tensor {line(tensor.name)}: {content.size} bytes do not fill {name} {shape}"
         )
-    return content.view(dtype).reshape(shape)
+    if name in PACKED_BITS:
+        return _unpacked(content, bits, count).reshape(shape)
+    return content.view(name).reshape(shape)
 
 
 def _text(name: bytes | str | None) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else (name or "")
 
 
+def line(text: bytes | str | None) -> str:
+    """Returns a text of one line: converters join dozens of names, damage leaves control codes."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in _text(text))
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def label(tensor: schema.TensorT, index: int) -> str:
+    """Returns "tensor 'name'", of one line, or "tensor #index" where it has no name."""
+    text = line(tensor.name)
+    return f"tensor '{text}'" if text else f"tensor #{index}"
+
+
 def _shape(tensor) -> tuple[int, ...]:
-    return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+    return tuple(sequence(tensor.shape))
+
+
+def sequence(values) -> list:
+    """Returns a flatbuffer vector (None, an array or a list of objects) as a list."""
+    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def damage(model: schema.ModelT, subgraph: schema.SubGraphT) -> list[str]:
+    """Returns a line for each type, index and operator code of a subgraph that does not exist."""
+    tensors, operations = subgraph.tensors, sequence(subgraph.operators)
+    found = [
+        f"{label(tensor, index)}: unknown type {tensor.type}"
+        for index, tensor in enumerate(tensors)
+        if tensor.type not in DTYPE_NAMES
+    ]
+    known = range(len(tensors))
+    for number, operation in enumerate(operations):
+        if operation.opcodeIndex >= len(model.operatorCodes or []):
+            found.append(f"operation {number}: unknown operator code {operation.opcodeIndex}")
+            continue
+        op = operator_name(model, operation)
+        text = f"{op} {number}"
+        reads = [index for index in sequence(operation.inputs) if index != -1]
+        makes = sequence(operation.outputs)
+        for index in (*reads, *makes):
+            if index not in known:
+                found.append(f"{text}: tensor {index} is not among the {len(tensors)} tensors")
+        if not makes and op not in WITHOUT_OUTPUT:
+            found.append(f"{text}: has no output")
+    for index in (*sequence(subgraph.inputs), *sequence(subgraph.outputs)):
+        if index not in known:
+            found.append(f"the graph's input or output {index} is not among its tensors")
+    return found
 
 
 def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
@@ -326,6 +441,9 @@ def read(content: bytes, name: str = "model") -> integer_graph.IntegerGraph:
     """
     model = parse(content, name)
     subgraph = model.subgraphs[0]
+    found = damage(model, subgraph)
+    if found:
+        raise TFLiteFileError(f"{name}: damaged: {found[0]}")
     try:
         names, tensors = [], {}
         for index, tensor in enumerate(subgraph.tensors):
@@ -340,23 +458,33 @@ def read(content: bytes, name: str = "model") -> integer_graph.IntegerGraph:
                 buffer_array(model, tensor) if DTYPE_NAMES[tensor.type] in _ARRAY_DTYPES else None,
             )
         nodes = tuple(
-            _read_operator(model, operator, names) for operator in subgraph.operators or []
+            _read_operator(model, operator, number, names)
+            for number, operator in enumerate(subgraph.operators or [])
         )
         return integer_graph.IntegerGraph(
             tensors,
             nodes,
-            tuple(names[index] for index in subgraph.inputs),
-            tuple(names[index] for index in subgraph.outputs),
+            tuple(names[index] for index in sequence(subgraph.inputs)),
+            tuple(names[index] for index in sequence(subgraph.outputs)),
             _text(subgraph.name) or "main",
             _text(model.description),
         )
-    except TFLiteFileError:
-        raise
     except (*_UNREADABLE, KeyError) as error:
         raise TFLiteFileError(f"{name}: damaged: {error}") from error
 
 
-_ARRAY_DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float32", "float16", "bool")
+_ARRAY_DTYPES = (
+    "int2",
+    "int4",
+    "int8",
+    "uint8",
+    "int16",
+    "int32",
+    "int64",
+    "float32",
+    "float16",
+    "bool",
+)
 
 
 def _read_quantization(parameters):
@@ -370,27 +498,33 @@ def _read_quantization(parameters):
     return integer_graph.Quantization(scale, zero_point, axis)
 
 
-def _read_operator(model, operator, names):
+def _read_operator(model, operator, number, names):
     op = operator_name(model, operator)
-    attributes = {}
-    for attribute, field in OPTIONS.get(op, (None, {}))[1].items():
-        if operator.builtinOptions is not None:
-            attributes[attribute] = _get_option(operator.builtinOptions, field, attribute)
     # -1 stands for an optional input that is left out, such as a bias.
-    inputs = tuple(names[index] for index in operator.inputs if index >= 0)
-    outputs = tuple(names[index] for index in operator.outputs)
-    return integer_graph.Node(op, outputs[0], inputs, outputs, attributes)
+    inputs = tuple(names[index] for index in sequence(operator.inputs) if index >= 0)
+    outputs = tuple(names[index] for index in sequence(operator.outputs))
+    name = outputs[0] if outputs else f"{op}#{number}"
+    attributes, (table, fields) = {}, OPTIONS.get(op, (None, {}))
+    if fields and operator.builtinOptions is not None:
+        if not isinstance(operator.builtinOptions, getattr(schema, f"{table}T")):
+            held = type(operator.builtinOptions).__name__.removesuffix("T")
+            raise TFLiteFileError(f"{op} {number} (makes {line(name)!r}): has {held}, not {table}")
+        for attribute, field in fields.items():
+            attributes[attribute] = _get_option(operator.builtinOptions, field, attribute)
+    return integer_graph.Node(op, name, inputs, outputs, attributes)
 
 
 def _get_option(options, field, attribute):
     if isinstance(field, tuple):
         return tuple(int(getattr(options, name)) for name in field)
     value = getattr(options, field)
-    if attribute == "padding":
-        return PADDING_NAMES[value]
-    if attribute == "activation":
-        name = ACTIVATION_NAMES[value]
-        return None if name == "NONE" else name
+    if attribute in ("padding", "activation"):
+        names = PADDING_NAMES if attribute == "padding" else ACTIVATION_NAMES
+        if value not in names:
+            raise TFLiteFileError(
+                f"unknown {attribute} {value}; known are {', '.join(names.values())}"
+            )
+        return None if names[value] == "NONE" else names[value]
     if attribute == "new_shape":
         return () if value is None else tuple(int(size) for size in value)
     return value
@@ -406,14 +540,30 @@ def read_manifest(content: bytes, name: str = "model") -> dict:
     for entry in model.metadata or []:
         if _text(entry.name) == MANIFEST_NAME:
             try:
+                if entry.buffer >= len(model.buffers):
+                    raise ValueError(f"buffer {entry.buffer} is none of {len(model.buffers)}")
                 data = model.buffers[entry.buffer].data
-                facts = json.loads(np.asarray(data, np.uint8).tobytes())
-            except (IndexError, TypeError, ValueError) as error:
+                facts = json.loads(b"" if data is None else np.asarray(data, np.uint8).tobytes())
+                if not _finite(facts):  # a tool's row repeats them as JSON
+                    raise ValueError("NaN or infinity")
+            except (ValueError, RecursionError) as error:
                 raise TFLiteFileError(f"{name}: damaged manifest: {error}") from error
             if not isinstance(facts, dict):
                 raise TFLiteFileError(f"{name}: damaged manifest: not a JSON object")
+            names = facts.get("class_names") or []
+            if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+                raise TFLiteFileError(
+                    f"{name}: damaged manifest: class_names are not a list of names"
+                )
             return facts
     return {}
+
+
+def _finite(facts) -> bool:
+    """Returns whether all numbers of parsed JSON are finite: Python's parser takes NaN and 1e999."""
+    if isinstance(facts, dict | list):
+        return all(map(_finite, facts.values() if isinstance(facts, dict) else facts))
+    return not isinstance(facts, float) or math.isfinite(facts)
 
 
 def with_manifest(content: bytes, manifest: Mapping) -> bytes:

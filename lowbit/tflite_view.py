@@ -6,6 +6,7 @@ Nothing is run and no rule is applied: indices and types are checked so far that
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Tensor:
     axis: int
     blockwise: bool  # quantized in a way that these rules do not describe
     data: np.ndarray | None  # uint8, the buffer's bytes; None: an activation
+    # A variable, sparse, or kept in another file: its bytes follow other rules.
+    special: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +64,11 @@ class Graph:
     outputs: frozenset[int]
 
 
+def size_bytes(tensor: Tensor) -> int:
+    """Returns how many bytes the tensor's shape and dtype take, packed; 0 for strings."""
+    return -(-math.prod(tensor.shape) * BITS.get(tensor.dtype, 0) // 8)
+
+
 def describe(model, content) -> tuple[list[Graph], list[str]]:
     """Returns the subgraphs, and a line for each damage that keeps one from being described.
 
@@ -68,39 +76,29 @@ def describe(model, content) -> tuple[list[Graph], list[str]]:
       model: the file's objects, of `tflite_file.parse`.
       content: the file's bytes.
     """
+    graphs, found = [], _signature_damage(model)
     called = {0, *(signature.subgraphIndex for signature in model.signatureDefs or [])}
-    graphs, found = [], []
     for index, subgraph in enumerate(model.subgraphs):
-        damage = _damage(model, subgraph)
+        damage = tflite_file.damage(model, subgraph)
         found.extend(damage)
         if not damage:
             graphs.append(_graph(model, subgraph, content, index in called))
     return graphs, found
 
 
-def _damage(model, subgraph) -> list[str]:
-    tensors, operations = subgraph.tensors, _sequence(subgraph.operators)
-    found = [
-        f"{_label(tensor, index)}: unknown type {tensor.type}"
-        for index, tensor in enumerate(tensors)
-        if tensor.type not in tflite_file.DTYPE_NAMES
-    ]
-    known = range(len(tensors))
-    for number, operation in enumerate(operations):
-        if operation.opcodeIndex >= len(model.operatorCodes or []):
-            found.append(f"operation {number}: unknown operator code {operation.opcodeIndex}")
+def _signature_damage(model) -> list[str]:
+    found = []
+    for signature in model.signatureDefs or []:
+        text = f"signature '{tflite_file.line(signature.signatureKey)}'"
+        if signature.subgraphIndex >= len(model.subgraphs):
+            found.append(
+                f"{text}: subgraph {signature.subgraphIndex} is none of {len(model.subgraphs)}"
+            )
             continue
-        label = f"{tflite_file.operator_name(model, operation)} {number}"
-        reads = [index for index in _sequence(operation.inputs) if index != -1]
-        makes = _sequence(operation.outputs)
-        for index in (*reads, *makes):
-            if index not in known:
-                found.append(f"{label}: tensor {index} is not among the {len(tensors)} tensors")
-        if not makes:
-            found.append(f"{label}: has no output")
-    for index in (*_sequence(subgraph.inputs), *_sequence(subgraph.outputs)):
-        if index not in known:
-            found.append(f"the graph's input or output {index} is not among its tensors")
+        known = len(model.subgraphs[signature.subgraphIndex].tensors)
+        for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
+            if entry.tensorIndex >= known:
+                found.append(f"{text}: tensor {entry.tensorIndex} is not among the {known} tensors")
     return found
 
 
@@ -109,16 +107,19 @@ def _graph(model, subgraph, content, called):
         _tensor(model, tensor, index, content) for index, tensor in enumerate(subgraph.tensors)
     )
     operations = []
-    for number, operation in enumerate(_sequence(subgraph.operators)):
+    for number, operation in enumerate(tflite_file.sequence(subgraph.operators)):
         op = tflite_file.operator_name(model, operation)
-        makes = tuple(tensors[index] for index in _sequence(operation.outputs))
+        makes = tuple(tensors[index] for index in tflite_file.sequence(operation.outputs))
         operations.append(
             Operation(
-                f"{op} {number} (makes {makes[0].label.removeprefix('tensor ')})",
+                f"{op} {number} (makes {makes[0].label.removeprefix('tensor ')})"
+                if makes
+                else f"{op} {number}",
                 op,
                 model.operatorCodes[operation.opcodeIndex].version,
                 tuple(
-                    None if index == -1 else tensors[index] for index in _sequence(operation.inputs)
+                    None if index == -1 else tensors[index]
+                    for index in tflite_file.sequence(operation.inputs)
                 ),
                 makes,
                 operation.builtinOptions,
@@ -127,43 +128,30 @@ def _graph(model, subgraph, content, called):
     return Graph(
         tensors,
         tuple(operations),
-        frozenset(_sequence(subgraph.inputs) if called else ()),
-        frozenset(_sequence(subgraph.outputs) if called else ()),
+        frozenset(tflite_file.sequence(subgraph.inputs) if called else ()),
+        frozenset(tflite_file.sequence(subgraph.outputs) if called else ()),
     )
 
 
 def _tensor(model, tensor, index, content):
     parameters = tensor.quantization or schema.QuantizationParametersT()
-    shape = tuple(_sequence(tensor.shape))
-    signature = tuple(_sequence(tensor.shapeSignature)) or shape
+    shape = tuple(tflite_file.sequence(tensor.shape))
+    signature = tuple(tflite_file.sequence(tensor.shapeSignature)) or shape
     buffer = model.buffers[tensor.buffer]
     data = buffer.data
     if data is None and buffer.offset > 1:
         # Files of more than 2 GB keep a buffer's bytes behind the flatbuffer.
-        data = np.frombuffer(content[buffer.offset : buffer.offset + buffer.size], np.uint8)
+        data = np.frombuffer(content, np.uint8)[buffer.offset : buffer.offset + buffer.size]
     return Tensor(
-        _label(tensor, index),
+        tflite_file.label(tensor, index),
         index,
         tflite_file.DTYPE_NAMES[tensor.type],
         shape,
         signature,
-        np.asarray(_sequence(parameters.scale), np.float32),
-        np.asarray(_sequence(parameters.zeroPoint), np.int64),
+        np.asarray(tflite_file.sequence(parameters.scale), np.float32),
+        np.asarray(tflite_file.sequence(parameters.zeroPoint), np.int64),
         int(parameters.quantizedDimension),
         bool(parameters.detailsType),
         None if data is None or len(data) == 0 else np.asarray(data, np.uint8),
+        bool(tensor.isVariable or tensor.sparsity or tensor.externalBuffer),
     )
-
-
-def _sequence(values) -> list:
-    """Returns a flatbuffer vector (None, an array or a list of objects) as a list."""
-    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
-
-
-def _label(tensor, index) -> str:
-    """Returns a name of one line: converters join dozens of names, damage leaves control codes."""
-    name = tensor.name or b""
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    text = text if len(text) <= 120 else f"{text[:117]}..."
-    return f"tensor '{text}'" if text else f"tensor #{index}"

@@ -19,7 +19,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from lowbit import affine, clipping, walk
+from lowbit import affine, clipping, layers, walk
 from lowbit import spec as spec_lib
 from ptq import adaround, error_feedback, moments
 
@@ -53,6 +53,8 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
       seed: of the positions that are drawn.
     """
     layer, spec = step.layer, step.layer.weight_spec
+    if isinstance(layer, layers.QuantizedConv2DTranspose) or getattr(layer, "groups", 1) > 1:
+        return  # `moments` reads the taps of whole and of depthwise convolutions
     if step.calls > 1:  # the inputs of its later calls are not known yet: nothing is fitted
         settings = dataclasses.replace(settings, regression=False, bias=False)
     needs_products = settings != Settings(bias=settings.bias)
@@ -73,7 +75,8 @@ def correct(step: walk.Step, settings: Settings, seed: int = 0) -> None:
             # The bias of before and, but for rounding, of after: neither may raise the scale later.
             drift = np.einsum("gko,gk->go", weights, observed.mean_f - observed.mean_q)
             largest = np.maximum(np.abs(bias), np.abs(bias + drift.reshape(-1)))
-            floor = affine.minimum_weight_scale(np.float32(1.05 * largest), input_scale)
+            bits = input_quantizer.spec.bits
+            floor = affine.minimum_weight_scale(np.float32(1.05 * largest), input_scale, bits)
         try:
             codes, scale, zero_point = quantize(target, hessian, spec, settings, floor)
         except np.linalg.LinAlgError as error:

@@ -109,7 +109,9 @@ def correct_biases(
         known = [means.get(value) for value in operation.inputs]
         if operation.kind in _WEIGHTED:
             weight_spec = schemes[operation.name].weights_of(operation.kind)
-            if known[0] is not None and weight_spec is not None:
+            # A convolution in groups reads each weight's channel elsewhere: it stays as it is.
+            whole = known[0] is not None and _inputs(operation) == len(known[0])
+            if whole and weight_spec is not None:
                 kernel = operation.weights["kernel"]
                 quantized = _quantized(operation, weight_spec)
                 shift = _response(

@@ -80,29 +80,38 @@ def main():
         print(f"mean top-1, {tool}: {np.mean(top1):.4f}")
 
 
-def compare(name, folder, calibration_set, test_set, arguments):
-    """Returns one row for each tool."""
+def quantize(model, images, scheme, recipe):
+    """Returns the quantized Keras model of a recipe of ours; `images` are batches of one."""
+    recipe = recipes.RECIPES[recipe]
+
+    def batches():
+        return (np.concatenate(images[i : i + 10]) for i in range(0, len(images), 10))
+
+    quantized, twin = recipes.place(model, spec.scheme(scheme), recipe.corrections)
+    if calibration.observed_points(quantized):
+        calibration.calibrate(quantized, batches(), ranges.estimator(recipe.calibrator))
+    if twin is not None:
+        recipes.correct(quantized, twin, recipe.corrections, batches(), len(images))
+    return quantized
+
+
+def load(name, folder, calibration_set, count, seed=0):
+    """Returns (float model, its preprocess, calibration batches of one image)."""
     model, _ = manifest.load_model(folder / f"models/{name}.keras")
     preprocess = preprocessing.parse(MODELS[name])
     options = {"input_size": model.input_shape[1:3], "preprocess": preprocess}
-    images = [
-        x
-        for x, _ in pipeline.calibration_batches(
-            calibration_set, arguments.images, seed=arguments.seed, batch_size=1, **options
-        )
-    ]
+    drawn = pipeline.calibration_batches(calibration_set, count, seed=seed, batch_size=1, **options)
+    return model, preprocess, [x for x, _ in drawn]
+
+
+def compare(name, folder, calibration_set, test_set, arguments):
+    """Returns one row for each tool."""
+    model, preprocess, images = load(
+        name, folder, calibration_set, arguments.images, arguments.seed
+    )
 
     def ours(scheme, recipe):
-        recipe = recipes.RECIPES[recipe]
-
-        def batches():
-            return (np.concatenate(images[i : i + 10]) for i in range(0, len(images), 10))
-
-        quantized, twin = recipes.place(model, spec.scheme(scheme), recipe.corrections)
-        calibration.calibrate(quantized, batches(), ranges.estimator(recipe.calibrator))
-        if twin is not None:
-            recipes.correct(quantized, twin, recipe.corrections, batches(), len(images))
-        return tflite_file.write(lowering.lower(quantized))
+        return tflite_file.write(lowering.lower(quantize(model, images, scheme, recipe)))
 
     makers = {tool: functools.partial(ours, *how) for tool, how in OURS.items()}
     makers |= {

@@ -49,11 +49,16 @@ SECTIONS = (
         ),
     ),
     (
-        "Weight-only",
-        "`LOWBIT_DATA=folder python scripts/weight_only.py`: one thread, the files in turn in one run; "
-        "`time_ratio` is the median of each run over the float run beside it.",
-        "weight_only.csv",
-        ("model", "file", "size_bytes", "size_ratio", "median_ms", "time_ratio"),
+        "Precisions",
+        "`LOWBIT_DATA=folder python scripts/precisions.py`: files in the default interpreter, top-1 on "
+        "nips17_dev_500, `paired_error` and `mean_kl` against the converter's float file; latency in "
+        "one thread, the files in turn in one run, `time_ratio` the median of each run over the float "
+        "run beside it.",
+        "precisions.csv",
+        (
+            *("model", "file", "size_bytes", "size_ratio", "top1", "minus_float", "paired_error"),
+            *("mean_kl", "median_ms", "time_ratio", "faults"),
+        ),
     ),
     (
         "Networks",

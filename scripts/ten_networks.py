@@ -1,8 +1,9 @@
-"""The whitepaper's ten networks and their relatives, at full size: placed, exported, checked, compared.
+"""The whitepaper's ten networks, their relatives and those of keras.applications, at full size.
 
     LOWBIT_DATA=folder python scripts/ten_networks.py [--only=resnet_v1_50] [--images=10]
 
-Appends one row a network to results/networks.csv.  Weights are those of LOWBIT_DATA/models where a
+Each is placed, calibrated, exported, checked, and compared with two interpreters.  Appends one row a
+network to results/networks.csv.  Weights are those of LOWBIT_DATA/models where a
 file fits, else random ones whose batch norms were set from the images; images are those of
 LOWBIT_DATA/images, else noise.  Each network has a process of its own, so that its memory returns.
 """
@@ -11,6 +12,7 @@ import argparse
 import os
 import pathlib
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -36,7 +38,8 @@ from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
 from lowbit.models import batch_norms
 
-# name of the row: (zoo name, alpha, input size, weights in LOWBIT_DATA/models); the ten first
+# name of the row: (zoo name, alpha, input size, weights in LOWBIT_DATA/models); the ten first.
+# keras.applications' own are named as there, with their preprocess instead of alpha.
 NETWORKS = {
     "mobilenet_v1_1.0_224": ("mobilenet_v1", 1.0, 224, "mobilenet_v1_1.0_224.keras"),
     "mobilenet_v1_0.25_128": ("mobilenet_v1", 0.25, 128, "mobilenet_v1_0.25_224.keras"),
@@ -55,6 +58,21 @@ NETWORKS = {
     "efficientnet_lite2": ("efficientnet_lite2", None, 260, None),
     "efficientnet_lite3": ("efficientnet_lite3", None, 280, None),
     "efficientnet_lite4": ("efficientnet_lite4", None, 300, None),
+    "MobileNetV3Small": ("MobileNetV3Small", "raw", 224, None),
+    "MobileNetV3Large": ("MobileNetV3Large", "raw", 224, None),
+    "EfficientNetB0": ("EfficientNetB0", "raw", 224, None),
+    "EfficientNetV2B0": ("EfficientNetV2B0", "raw", 224, None),
+    "DenseNet121": ("DenseNet121", "torch", 224, None),
+    "Xception": ("Xception", "tf", 299, None),
+    "NASNetMobile": ("NASNetMobile", "tf", 224, None),
+    "InceptionV3": ("InceptionV3", "tf", 299, None),
+    "ResNet50V2": ("ResNet50V2", "tf", 224, None),
+    "ConvNeXtTiny": ("ConvNeXtTiny", "raw", 224, None),
+}
+APPLICATIONS = {
+    name: preprocess
+    for name, (_, preprocess, _, _) in NETWORKS.items()
+    if hasattr(keras.applications, name)
 }
 DISTINCT = 16  # codes at least in what is compared, so that "all equal" is not "all saturated"
 
@@ -83,6 +101,7 @@ def measure(name: str, count: int) -> dict:
     images, source = some_images(zoo_name, count, size)
     model, weights = network(name, images)
     parameters = model.count_params()
+    exporting = time.monotonic()
     placed = placement.place(model, spec.scheme("w8a8"))
     calibration.calibrate(placed, np.array_split(images, max(1, count // 5)))
     graph = lowering.lower(placed)
@@ -93,6 +112,8 @@ def measure(name: str, count: int) -> dict:
     del model, placed
     keras.backend.clear_session()
     content = tflite_file.write(graph)
+    export_seconds = round(time.monotonic() - exporting, 1)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     codes = runtimes.input_codes(images, "int8", *_input(graph))
     row = {
         "model": name,
@@ -119,6 +140,8 @@ def measure(name: str, count: int) -> dict:
         "below_16_distinct": sum(node["distinct"] < DISTINCT for node in nodes),
         "outside_xnnpack": sum(node["kernel"] != "xnnpack" for node in nodes),
         "differing_nodes": _named(rows),
+        "export_seconds": export_seconds,  # placed, calibrated, lowered and written
+        "peak_mib": peak_mib,  # until then, the float network's batch norms included
         "seconds": round(time.monotonic() - start, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": manifest.versions(),
@@ -144,7 +167,8 @@ def _input(graph):
 
 def some_images(zoo_name: str, count: int, size: int) -> tuple[np.ndarray, str]:
     """Returns float32 (count, size, size, 3), as the network takes them, and whose they are."""
-    preprocess = preprocessing.parse(models.ZOO[zoo_name].preprocess)
+    name = models.ZOO[zoo_name].preprocess if zoo_name in models.ZOO else APPLICATIONS[zoo_name]
+    preprocess = preprocessing.parse(name)
     path = pathlib.Path(os.environ.get("LOWBIT_DATA", "")) / "images" / "nips17_dev_500.zip"
     if not path.is_file():
         noise = np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
@@ -168,7 +192,12 @@ def network(name: str, images: np.ndarray) -> tuple[keras.Model, str]:
     if path.is_file():
         return models.load(zoo_name, str(path), **options)[0], path.name
     keras.utils.set_random_seed(0)
-    model = models.build(zoo_name, 1000, **options)
+    if zoo_name in APPLICATIONS:
+        # Without softmax: of 1,000 classes that random weights find equal, BUILTIN_REF's aborts.
+        options = {"input_shape": (size, size, 3), "classifier_activation": None}
+        model = getattr(keras.applications, zoo_name)(weights=None, **options)
+    else:
+        model = models.build(zoo_name, 1000, **options)
     batch_norms.randomize(model, np.random.default_rng(0))
     batch_norms.calibrate_batch_norms(model, images)
     return model, "random"

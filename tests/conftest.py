@@ -28,17 +28,10 @@ def rng():
 def smooth_images(rng):
     """Returns images(n, size, channels): float32 in [-1, 1], sums of a few low frequencies."""
 
+    from eval import conformance
+
     def images(count, height=8, width=None, channels=3):
-        rows = np.linspace(0, 1, height)[:, None, None]
-        columns = np.linspace(0, 1, width or height)[None, :, None]
-        total = np.zeros((count, height, width or height, channels))
-        for _ in range(4):
-            down, across = rng.uniform(-3, 3, (2, count, 1, 1, channels))
-            phase = rng.uniform(0, 2 * np.pi, (count, 1, 1, channels))
-            amplitude = rng.normal(size=(count, 1, 1, channels))
-            total += amplitude * np.sin(2 * np.pi * (down * rows + across * columns) + phase)
-        largest = np.abs(total).max(axis=(1, 2, 3), keepdims=True)
-        return (total / largest).astype(np.float32)
+        return conformance.smooth_images(rng, count, height, width or height, channels)
 
     return images
 
@@ -47,22 +40,9 @@ def smooth_images(rng):
 def randomize(rng):
     """Returns a function that gives a model the weights and statistics of one that was trained."""
 
-    def randomize_weights(model):
-        for variable in model.variables:
-            shape, name = tuple(variable.shape), variable.path.rsplit("/", 1)[-1]
-            if name in ("moving_variance", "gamma"):
-                value = rng.uniform(0.5, 2.0, shape)
-            elif name == "moving_mean" or name in ("beta", "bias"):
-                value = rng.normal(0, 0.3, shape)
-            elif name.endswith("kernel"):
-                fan_in = np.prod(shape[:-1]) if "depthwise" not in variable.path else shape[0] ** 2
-                value = rng.normal(0, 1.5 / np.sqrt(fan_in), shape)
-            else:
-                continue  # seeds and counters
-            variable.assign(value.astype(np.float32))
-        return model
+    from eval import conformance
 
-    return randomize_weights
+    return lambda model: conformance.randomized(model, rng)
 
 
 def _jpegs(count, size, seed=0):

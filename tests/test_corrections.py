@@ -476,11 +476,11 @@ LEARNT = ("equalization", "absorption", "adaround", "bias_empirical")
     "scheme, names",
     [
         ("w8a8", BIAS),
-        ("w8a8", FITTED),
+        pytest.param("w8a8", FITTED, marks=pytest.mark.slow),
         ("w4a8", FITTED),
-        ("w4a8", LEARNT),
+        pytest.param("w4a8", LEARNT, marks=pytest.mark.slow),
         ("w4a8_per_tensor", LEARNT),
-        ("w4a8_asymmetric", FITTED),
+        pytest.param("w4a8_asymmetric", FITTED, marks=pytest.mark.slow),
         ("w4", BIAS),
     ],
 )

@@ -10,10 +10,11 @@ import flatbuffers
 import hypothesis
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from hypothesis import strategies
 
-from export import check
-from lowbit import integer_graph, lint, tflite_file
+from export import check, graph_json, summary
+from lowbit import integer_graph, kernels, lint, runtimes, tflite_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONV = {"strides": (1, 1), "dilations": (1, 1), "padding": "SAME", "activation": None}
@@ -212,7 +213,7 @@ def test_conversions_at_the_edge_are_no_fault_where_io_allows_them(dtype):
 
 
 def test_an_unknown_io_is_refused():
-    with pytest.raises(ValueError, match="int4.*any, int8, uint8, float32"):
+    with pytest.raises(ValueError, match="int4.*any, int8, int16, uint8, float32"):
         lint.faults(CONTENT, io="int4")
 
 
@@ -323,6 +324,9 @@ def test_packed_weights_have_half_a_byte_each():
         (tensor,) = [t for t in model.subgraphs[0].tensors if t.name == b"dense/kernel"]
         tensor.type = tflite_file.DTYPE_NUMBERS["int4"]
         model.buffers[tensor.buffer].data = np.zeros(80, np.uint8)
+        for code in model.operatorCodes:
+            if code.builtinCode == tflite_file.OPERATOR_NUMBERS["FULLY_CONNECTED"]:
+                code.version = 10
 
     assert lint.faults(edited(edit)) == []
 
@@ -592,6 +596,27 @@ def test_an_operation_before_its_input_is_a_fault():
     assert_only(found, "DEPTHWISE_CONV_2D 0", "reads tensor 'conv' before it is computed")
 
 
+def test_a_tensor_that_nothing_computes_is_a_fault():
+    def edit(model):
+        model.subgraphs[0].operators[2].inputs = [0, 6]
+        model.subgraphs[0].inputs = []
+
+    assert_only(lint.faults(edited(edit)), "tensor 'x': is read, but nothing computes it")
+
+
+def test_an_input_that_cannot_be_left_out_is_a_fault():
+    def edit(model):
+        model.subgraphs[0].operators[2].inputs = [3, -1]
+
+    assert_only(lint.faults(edited(edit)), "ADD 2 (makes 'add'): lacks one of its first 2 inputs")
+
+
+def test_versions_of_what_lacks_a_shape_or_inputs_are_no_stumbling_block():
+    assert edited_tensor("x", shape=[])
+    found = lint.faults(renamed_operation("SOFTMAX", "CONV_2D"))
+    assert "CONV_2D 7 (makes 'output'): lacks one of its first 2 inputs" in found
+
+
 # --- other tools' files -------------------------------------------------------------------------
 
 
@@ -669,6 +694,133 @@ def test_a_tensor_name_stays_on_its_line():
     found = lint.faults(edited(edit))
     assert all(line.isprintable() for line in found)
     assert found[0].startswith("tensor 'evil?fault: ?[31mlong") and len(found[0]) < 200
+
+
+def test_a_signature_of_what_does_not_exist_is_named():
+    def subgraph(model):
+        model.signatureDefs[0].subgraphIndex = 7
+
+    def tensor(model):
+        model.signatureDefs[0].inputs[0].tensorIndex = 99
+
+    label = "signature 'serving_default'"
+    assert_only(lint.faults(edited(subgraph)), f"{label}: subgraph 7 is none of 1")
+    assert_only(lint.faults(edited(tensor)), f"{label}: tensor 99 is not among the 16 tensors")
+
+
+def test_an_operation_without_an_output_is_no_damage(tmp_path):
+    def edit(model):
+        code = schema.OperatorCodeT()
+        code.builtinCode = tflite_file.OPERATOR_NUMBERS["ASSIGN_VARIABLE"]
+        code.deprecatedBuiltinCode = 127
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs = len(model.operatorCodes), [3, 3]
+        model.operatorCodes.append(code)
+        model.subgraphs[0].operators.append(operator)
+
+    content = edited(edit)
+    lint.verify(content)
+    assert tflite_file.read(content).nodes[-1].name == "ASSIGN_VARIABLE#8"
+    row = summary.summarize(summary.Config(model=save(tmp_path, content)))
+    assert row["operations"] == 9
+
+
+def test_what_an_interpreter_cannot_check_is_refused_before_it():
+    lint.verify(CONTENT)
+    rng = np.random.default_rng(0)
+
+    def index(model):
+        model.signatureDefs[0].subgraphIndex = 1
+
+    def order(model):
+        model.subgraphs[0].operators.reverse()
+
+    def size(model):
+        model.buffers[1].data = rng.integers(0, 9, 7).astype(np.uint8)
+
+    def left_out(model):
+        model.subgraphs[0].operators[2].inputs = [3, -1]
+
+    for edit, message in (
+        (index, "subgraph 1 is none of 1"),
+        (order, "before it is computed"),
+        (size, "7 bytes, 108 needed"),
+        (left_out, "lacks one of its first 2 inputs"),
+    ):
+        for function in (lint.verify, runtimes.interpreter):
+            with pytest.raises(tflite_file.TFLiteFileError, match=f"model: damaged: .*{message}"):
+                function(edited(edit))
+
+
+@pytest.mark.parametrize("kernels_name", runtimes.KERNELS)
+def test_a_file_that_kills_the_interpreter_does_not_kill_us(kernels_name):
+    """SOFTMAX without an input scale: every index is right, but the reference kernel aborts."""
+    runtimes.try_out(CONTENT, "m.tflite", kernels_name)
+
+    def no_scale(model):
+        model.subgraphs[0].tensors[14].quantization = None
+
+    def two_sizes(model):
+        model.subgraphs[0].tensors[0].shape = [1, 4, 4, 2]
+
+    if kernels_name == "reference":
+        with pytest.raises(ValueError, match="m.tflite: LiteRT .*dies of it: SIG"):
+            runtimes.try_out(edited(no_scale), "m.tflite", kernels_name)
+    with pytest.raises(ValueError, match="m.tflite: LiteRT refuses the model"):
+        runtimes.try_out(edited(two_sizes), "m.tflite", kernels_name)
+
+
+def test_a_node_that_does_not_fit_its_tensors_is_named():
+    def run(edit):
+        graph = tflite_file.read(edited(edit))
+        tensor = graph.tensors["x"]
+        return kernels.run(graph, {"x": np.zeros(tensor.shape, np.int8)}, "reference")
+
+    def operator(number, **fields):
+        def edit(model):
+            for field, value in fields.items():
+                target = model.subgraphs[0].operators[number]
+                setattr(target if hasattr(target, field) else target.builtinOptions, field, value)
+
+        return edit
+
+    def scale(model):
+        model.subgraphs[0].tensors[3].quantization.scale = np.float32([np.nan])
+
+    largest = 2**31 - 1
+    for edit, message in (
+        (operator(0, builtinOptions=None, builtinOptionsType=0), "'conv'.*KeyError: 'strides'"),
+        (operator(0, strideH=0), r"'conv': a window of \(3, 3\) with strides \(0, 1\)"),
+        (operator(0, dilationHFactor=largest), "'conv': a window of .* does not fit an image"),
+        (operator(3, filterHeight=largest, padding=0), "'pool': a window of .* does not fit"),
+        (operator(3, filterHeight=5), "'pool': a window of .*VALID, does not fit"),
+        (operator(2, inputs=[3]), "'add' .* cannot be computed: not enough values"),
+        (scale, "'conv' .* tensor 'conv': scale nan is not finite and above 0"),
+    ):
+        with pytest.raises(ValueError, match=f"node {message}"):
+            run(edit)
+
+
+def test_paddings_beyond_the_output_are_refused_before_memory_is_taken():
+    x, y = activation("x", (1, 4, 4, 1)), activation("y", (1, 4, 4, 1))
+    paddings = constant("paddings", np.array([(0, 0), (0, 2**31 - 1), (0, 0), (0, 0)], np.int32))
+    graph = integer_graph.IntegerGraph(
+        {"x": x, "y": y, "paddings": paddings},
+        (node("PAD", ("x", "paddings"), "y"),),
+        ("x",),
+        ("y",),
+    )
+    with pytest.raises(ValueError, match="node 'y': makes .*, its tensor is"):
+        kernels.run(graph, {"x": np.zeros((1, 4, 4, 1), np.int8)})
+
+
+def test_a_number_that_json_lacks_is_named(tmp_path):
+    def edit(model):
+        model.subgraphs[0].operators[7].builtinOptions.beta = np.nan
+
+    config = graph_json.Config(save(tmp_path, edited(edit)), str(tmp_path / "m.json"))
+    with pytest.raises(ValueError, match=r"m\.tflite: beta of SOFTMAX 'output': NaN"):
+        graph_json.export(config)
 
 
 # --- notes and the command ----------------------------------------------------------------------

@@ -46,6 +46,7 @@ def run_in_xla(function):
     return tf.function(function, jit_compile=True, autograph=False)
 
 
+HIGHEST = {"relu6": 6, "unit": 1}  # values that an activation function cuts at
 RUNNERS = {"eager": run_eagerly, "graph": run_in_graph, "xla": run_in_xla}
 
 
@@ -140,6 +141,7 @@ def test_round_scale_has_the_same_bits(rng):
 @pytest.mark.parametrize("activation, function", [
     ("relu", lambda x: np.maximum(x, 0)),
     ("relu6", lambda x: np.clip(x, 0, 6)),
+    ("unit", lambda x: np.clip(x, 0, 1)),
 ])  # fmt: skip
 @pytest.mark.parametrize("bounds", [(-2.0, 4.0), (-3.0, 9.0), (0.0, 6.0), (0.0, 2.5), (-5.0, 0.0)])
 @pytest.mark.parametrize("compiled", [False, True])
@@ -168,8 +170,9 @@ def clamp(bounds, one, activation):
     code_low, code_high = affine.integer_bounds(one)
     if activation is not None:
         code_low = max(code_low, int(zero_point))
-    if activation == "relu6":
-        code_high = min(code_high, int(zero_point) + int(np.rint(np.float32(6) / scale)))
+    if activation in HIGHEST:
+        bound = np.float32(HIGHEST[activation])
+        code_high = min(code_high, int(zero_point) + int(np.rint(bound / scale)))
     return [np.float32(code - zero_point) * scale for code in (code_low, code_high)]
 
 

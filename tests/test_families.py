@@ -135,7 +135,7 @@ def quantized(family):
     return placed, images
 
 
-SLOW = ("nasnet",)  # 20 s
+SLOW = ("nasnet", "efficientnet_lite", "mobilenet_v1")  # 20, 9 and 5 s; others have their layers
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from ai_edge_litert import interpreter as litert
 
 from lowbit import integer_graph, kernels, tflite_file
+from lowbit.kernels import delegate, weighted
 
 RESOLVERS = {
     "reference": litert.OpResolverType.BUILTIN_REF,
@@ -234,7 +235,7 @@ def assert_equal_codes(graph, flavour, inputs=None, distinct=DISTINCT):
         assert differing == 0, f"{differing} of {actual[name].size} codes of {name!r} differ"
         assert len(np.unique(expected[name])) >= distinct
     if flavour == "xnnpack" and len(graph.nodes) == 1:
-        placement = kernels.placement_of(graph, graph.nodes[0])
+        placement = delegate.placement_of(graph, graph.nodes[0])
         assert placement[0] == ("xnnpack" if delegated(graph) else "builtin"), placement
 
 
@@ -345,18 +346,18 @@ def test_dense_keeps_dimensions(flavour):
 
 def test_float32_products_only_where_exact():
     small = np.full((2, 100), 127, np.int8)
-    assert kernels._accumulator_dtype(small, (1,), None) is np.float32
+    assert weighted._accumulator_dtype(small, (1,), None) is np.float32
     large = np.full((2, 519), 127, np.int8)  # 519 * 127 * 255 = 16,807,815 >= 2^24
-    assert kernels._accumulator_dtype(large, (1,), None) is np.float64
+    assert weighted._accumulator_dtype(large, (1,), None) is np.float64
     bias = np.array([2**24, 0], np.int32)
-    assert kernels._accumulator_dtype(small, (1,), bias) is np.float64
+    assert weighted._accumulator_dtype(small, (1,), bias) is np.float64
 
 
 def test_blocks_do_not_change_codes(monkeypatch):
     graph = convolution("CONV_2D", Window())
     inputs = random_inputs(graph, batch=5)
     whole = kernels.run(graph, inputs)["y"]
-    monkeypatch.setattr(kernels, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(weighted, "BLOCK_BYTES", 1)
     np.testing.assert_array_equal(kernels.run(graph, inputs)["y"], whole)
 
 
@@ -672,7 +673,7 @@ def test_slice(begin, size, flavour):
 
 
 def placed(graph):
-    return kernels.placement_of(graph, graph.nodes[0])
+    return delegate.placement_of(graph, graph.nodes[0])
 
 
 @pytest.mark.parametrize("op", ["ADD", "SUB"])
@@ -917,3 +918,219 @@ def test_functions_on_free_scales_for_all_256_codes(op, attributes, ratio, flavo
             attributes,
         )
         assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)
+
+
+# --- int16 activations, weights of 4 and 2 bits -------------------------------------------------
+
+
+def wide(graph):
+    """The graph with int16 activations: zero points 0, scales 1/256, int64 biases."""
+    tensors = {}
+    for name, tensor in graph.tensors.items():
+        if tensor.data is None:
+            tensor = activation(name, tensor.shape, tensor.scale / 256, dtype="int16")
+        elif tensor.dtype == "int32" and tensor.quantization is not None:
+            data = tensor.data.astype(np.int64) * 256 + 17
+            tensor = constant(name, data, tensor.quantization.scale / 256, 0)
+        tensors[name] = tensor
+    return dataclasses.replace(graph, tensors=tensors)
+
+
+def packed(graph, dtype):
+    """The graph with weights of 4 or 2 bits in place of 8, of scales that keep the outputs' spread."""
+    weight = graph.tensors["w"]
+    largest = {"int4": 7, "int2": 1}[dtype]
+    data = np.clip(np.rint(weight.data * (largest / 90)), -largest - 1, largest).astype(np.int8)
+    scale = weight.quantization.scale * np.float32(90 / largest)
+    tensor = dataclasses.replace(constant("w", data, scale, weight.quantization.axis), dtype=dtype)
+    bias = constant("b", graph.tensors["b"].data // 90, scale * graph.tensors["x"].scale, 0)
+    return dataclasses.replace(graph, tensors=dict(graph.tensors) | {"w": tensor, "b": bias})
+
+
+WIDE = ("plain", "strided same", "dilated valid", "per tensor", "ties", "saturating", "relu6 cut")
+
+
+@every_flavour
+@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D"])
+@pytest.mark.parametrize("case", WIDE)
+def test_int16_convolution(case, op, flavour):
+    geometry = CONVOLUTIONS[case]
+    if op == "DEPTHWISE_CONV_2D":
+        geometry = dataclasses.replace(geometry, filters=3)
+    assert_equal_codes(wide(convolution(op, geometry)), flavour)
+
+
+@every_flavour
+@pytest.mark.parametrize("case", DENSE)
+def test_int16_dense(case, flavour):
+    assert_equal_codes(wide(dense(DENSE[case])), flavour)
+
+
+@every_flavour
+def test_int16_bias_beyond_int32(flavour):
+    graph = wide(dense(Window(channels=30, filters=20)))
+    bias = graph.tensors["b"]
+    data = bias.data + np.arange(20) * 2**36
+    tensors = dict(graph.tensors) | {"b": constant("b", data, bias.quantization.scale, 0)}
+    tensors["y"] = activation("y", (1, 20), 3e4 * tensors["y"].scale, dtype="int16")
+    assert_equal_codes(dataclasses.replace(graph, tensors=tensors), flavour)
+
+
+@every_flavour
+@pytest.mark.parametrize("op", ["CONV_2D", "FULLY_CONNECTED"])
+def test_int16_with_packed_weights(op, flavour):
+    graph = dense(DENSE["ties"]) if op == "FULLY_CONNECTED" else convolution(op, Window())
+    assert_equal_codes(wide(packed(graph, "int4")), flavour)
+
+
+@every_flavour
+@pytest.mark.parametrize("scales", SUMS)
+@pytest.mark.parametrize("op", ["ADD", "SUB"])
+def test_int16_sum(op, scales, flavour):
+    assert_equal_codes(wide(binary(op, SUMS[scales], shape=(1, 6, 5, 7))), flavour)
+
+
+@every_flavour
+@pytest.mark.parametrize("op", ["ADD", "SUB", "MUL"])
+@pytest.mark.parametrize("name", [None, "RELU", "RELU6"])
+@pytest.mark.parametrize("shapes", [((1, 8, 3, 4), (1, 1, 1, 4)), ((1, 5, 4), (1, 5, 4))])
+def test_int16_binary(op, name, shapes, flavour):
+    first, second = (
+        activation(each, shape, scale, dtype="int16")
+        for each, shape, scale in zip("ab", shapes, (3e-4, 2e-4), strict=True)
+    )
+    output = activation("y", shapes[0], 3e-4 if op != "MUL" else 2e-3, dtype="int16")
+    graph = single(op, [first, second], output, {"activation": name})
+    assert_equal_codes(graph, flavour, random_inputs(graph, batch=30))
+
+
+def test_an_int16_sum_that_aborts_the_interpreter_is_refused():
+    graph = wide(binary("ADD", (20000.0, 1.0, 1.0)))
+    with pytest.raises(
+        ValueError, match=r"'add': the larger input scale .* below 2\^14, got 20000"
+    ):
+        kernels.run(graph, random_inputs(graph))
+
+
+@every_flavour
+@pytest.mark.parametrize("op, window", [("AVERAGE_POOL_2D", (3, 2)), ("MAX_POOL_2D", (2, 2))])
+def test_int16_pool(op, window, flavour):
+    attributes = {"filter": window, "strides": (2, 1), "padding": "SAME", "activation": None}
+    x = activation("x", (1, 9, 8, 5), 1e-3, dtype="int16")
+    graph = single(op, [x], activation("y", (1, 5, 8, 5), 1e-3, dtype="int16"), attributes)
+    assert_equal_codes(graph, flavour)
+
+
+@every_flavour
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (3, 5), (40, 50)])
+def test_int16_mean(size, flavour):
+    assert_equal_codes(wide(mean(size, (0.07, 0.02), (0, 0))), flavour)
+
+
+@every_flavour
+@pytest.mark.parametrize("scale", [2.0**-12, 2.0**-11, 3e-5, 1.3e-4, 7e-4])
+@pytest.mark.parametrize(
+    "op, attributes",
+    [
+        *[("LOGISTIC", {}), ("TANH", {}), ("GELU", {"approximate": False})],
+        *[("LEAKY_RELU", {"alpha": 0.3}), ("RELU", {}), ("RELU6", {})],
+    ],
+)
+def test_int16_functions_for_all_65536_codes(op, attributes, scale, flavour):
+    shape = (1, 256, 256, 1)
+    output = 1 / 32768 if op in ("LOGISTIC", "TANH") else scale * 1.3
+    tensors = [
+        activation(name, shape, s, dtype="int16") for name, s in (("x", scale), ("y", output))
+    ]
+    graph = single(op, tensors[:1], tensors[1], attributes)
+    codes = np.arange(-(2**15), 2**15).astype(np.int16).reshape(shape)
+    assert_equal_codes(graph, flavour, {"x": codes})
+
+
+@every_flavour
+@pytest.mark.parametrize("classes, scale", [(2, 1e-3), (10, 1e-4), (1000, 4e-4)])
+def test_int16_softmax(classes, scale, flavour):
+    tensors = [activation("x", (1, classes), scale, dtype="int16")]
+    output = activation("y", (1, classes), 1 / 32768, dtype="int16")
+    graph = single("SOFTMAX", tensors, output, {"beta": 1.0})
+    rng = np.random.default_rng(0)
+    codes = np.clip(rng.normal(0, 3 / scale, (40, classes)), -32768, 32767).astype(np.int16)
+    assert_equal_codes(graph, flavour, {"x": codes})
+
+
+@every_flavour
+@pytest.mark.parametrize(
+    "source, target",
+    [("float32", "int16"), ("int8", "int16"), ("int16", "int16"), ("int16", "int8")],
+)
+@pytest.mark.parametrize("size", [37, 512])
+def test_int16_quantize(source, target, size, flavour):
+    scales = {"float32": None, "int8": 0.05, "int16": 3e-4}
+    x = activation("x", (1, size), scales[source], 0, source)
+    graph = single("QUANTIZE", [x], activation("y", (1, size), 2.1 * scales[target], 0, target), {})
+    assert_equal_codes(graph, flavour, random_inputs(graph, batch=20))
+
+
+@every_flavour
+def test_int16_dequantize(flavour):
+    x = activation("x", (1, 50), 3e-4, dtype="int16")
+    graph = single("DEQUANTIZE", [x], activation("y", (1, 50), dtype="float32"), {})
+    assert_equal_codes(graph, flavour)
+
+
+@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D"])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_packed_convolution(case, op):
+    geometry = CONVOLUTIONS[case]
+    if op == "DEPTHWISE_CONV_2D":
+        geometry = dataclasses.replace(geometry, filters=3)
+    graph = packed(convolution(op, geometry), "int4")
+    assert_equal_codes(graph, "xnnpack")  # by the built-in kernel, as the check of placement says
+    if op == "CONV_2D":
+        assert_equal_codes(graph, "reference")
+
+
+def test_packed_depthwise_weights_are_refused_where_they_do_not_load():
+    graph = packed(convolution("DEPTHWISE_CONV_2D", Window(filters=2)), "int4")
+    with pytest.raises(
+        ValueError, match="depthwise.*BUILTIN_REF has no DEPTHWISE_CONV_2D of version 7"
+    ):
+        kernels.run(graph, random_inputs(graph), "reference")
+    with pytest.raises((RuntimeError, ValueError), match="DEPTHWISE_CONV_2D' version '7'"):
+        interpreter_of(graph, "reference")
+    with pytest.raises(ValueError, match="computes wrongly with 4-bit weights and 16-bit"):
+        kernels.run(wide(graph), random_inputs(wide(graph)))
+
+
+@every_flavour
+@pytest.mark.parametrize("dtype", ["int4", "int2"])
+@pytest.mark.parametrize("channels", [64, 62, 63])  # rows of whole bytes at both, 4 or no width
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_packed_dense(channels, dtype, per_channel, flavour):
+    case = Window(channels=channels, filters=40, per_channel=per_channel)
+    graph = packed(dense(case), dtype)
+    assert_equal_codes(graph, flavour, random_inputs(graph, batch=40))
+
+
+@every_flavour
+def test_packed_dense_sums_beyond_27_bits(flavour):
+    graph = packed(dense(Window(channels=64, filters=40)), "int4")
+    bias = graph.tensors["b"]
+    data = bias.data + (np.arange(40, dtype=np.int32) % 3 - 1) * np.int32(2**27)
+    tensors = dict(graph.tensors) | {"b": constant("b", data, bias.quantization.scale, 0)}
+    assert_equal_codes(dataclasses.replace(graph, tensors=tensors), flavour)
+
+
+GROUPED = Window(channels=3, filters=18, size=(9, 8))
+
+
+@every_flavour
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_grouped_convolution(dtype, per_channel, flavour):
+    graph = convolution("CONV_2D", dataclasses.replace(GROUPED, per_channel=per_channel))
+    if dtype == "int4":
+        graph = packed(graph, dtype)
+    x = graph.tensors["x"]
+    tensors = dict(graph.tensors) | {"x": dataclasses.replace(x, shape=(1, 9, 8, 9))}
+    assert_equal_codes(dataclasses.replace(graph, tensors=tensors), flavour)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from eval import parity
+from eval import conformance, layer_cases, parity
 from lowbit import (
     calibration,
     kernels,
@@ -12,112 +12,81 @@ from lowbit import (
     lowering,
     mlir,
     placement,
+    results,
     runtimes,
     spec,
     tflite_file,
 )
 from lowbit.functional import UnsupportedModelError
+from lowbit.kernels import elementwise
 
-L = keras.layers
-
-
-def conv(x, filters=5, size=1, **options):
-    return L.Conv2D(filters, size, padding="same", **options)(x)
+L, ops = keras.layers, keras.ops
 
 
-def excite(x):
-    """Squeeze and excite: a product with one factor for each channel."""
-    pooled = L.GlobalAveragePooling2D(keepdims=True)(x)
-    return L.Multiply(name="out")([x, conv(pooled, x.shape[-1], activation="relu6")])
-
-
-def flat_excite(x):
-    pooled = L.GlobalAveragePooling2D()(x)
-    return L.Multiply(name="out")([L.Dense(x.shape[-1], activation="relu6")(pooled), x])
-
-
-# name: (layer under test on x of (n, h, w, 5), operations that it becomes)
-CASES = {
-    "subtract": (lambda x: L.Subtract(name="out")([conv(x), x]), ["SUB"]),
-    "subtract, relu": (
-        lambda x: L.ReLU(name="out")(L.Subtract()([x, conv(x)])),
-        ["SUB"],
-    ),
-    "multiply": (lambda x: L.Multiply(name="out")([conv(x), x]), ["MUL"]),
-    "square": (lambda x: L.Multiply(name="out")([x, x]), ["MUL"]),
-    "multiply three": (lambda x: L.Multiply(name="out")([conv(x), x, conv(x)]), ["MUL", "MUL"]),
-    "multiply, relu6": (lambda x: L.ReLU(6.0, name="out")(L.Multiply()([x, conv(x)])), ["MUL"]),
-    "squeeze and excite": (excite, ["MUL"]),
-    "squeeze and excite, flat": (flat_excite, ["MUL"]),
-    "add, broadcast": (
-        lambda x: L.Add(name="out")([x, L.GlobalAveragePooling2D(keepdims=True)(x)]),
-        ["ADD"],
-    ),
-    "maximum": (lambda x: L.Maximum(name="out")([conv(x), x]), ["MAXIMUM"]),
-    "minimum": (lambda x: L.Minimum(name="out")([conv(x), x]), ["MINIMUM"]),
-    "minimum of three": (
-        lambda x: L.Minimum(name="out")([conv(x), x, conv(x)]),
-        ["MINIMUM", "MINIMUM"],
-    ),
-    "global max pooling": (
-        lambda x: L.GlobalMaxPooling2D(keepdims=True, name="out")(x),
-        ["MAX_POOL_2D"],
-    ),
-    "global max pooling, flat": (
-        lambda x: L.Reshape((1, 1, 5))(L.GlobalMaxPooling2D(name="out")(x)),
-        ["MAX_POOL_2D", "RESHAPE", "RESHAPE"],
-    ),
-    "upsampling": (lambda x: L.UpSampling2D(2, name="out")(x), ["RESIZE_NEAREST_NEIGHBOR"]),
-    "upsampling 3 by 1": (
-        lambda x: L.UpSampling2D((3, 1), name="out")(x),
-        ["RESIZE_NEAREST_NEIGHBOR"],
-    ),
-    "sigmoid": (lambda x: L.Activation("sigmoid", name="out")(x), ["LOGISTIC"]),
-    "tanh": (lambda x: conv(x, activation="tanh"), ["TANH"]),
-    "silu": (lambda x: conv(x, activation="silu"), ["LOGISTIC", "MUL"]),
-    "gelu": (lambda x: L.Activation("gelu", name="out")(x), ["GELU"]),
-    "leaky relu": (lambda x: L.LeakyReLU(0.1, name="out")(x), ["LEAKY_RELU"]),
-    "relu with a slope": (lambda x: L.ReLU(negative_slope=0.3, name="out")(x), ["LEAKY_RELU"]),
-    "activation leaky_relu": (lambda x: conv(x, activation="leaky_relu"), ["LEAKY_RELU"]),
-    "swish": (
-        lambda x: L.Multiply(name="out")([x, L.Activation("sigmoid")(x)]),
-        ["LOGISTIC", "MUL"],
-    ),
-    "permute": (lambda x: L.Permute((2, 1, 3), name="out")(x), ["TRANSPOSE"]),
-    "permute to channels first": (lambda x: L.Permute((3, 1, 2), name="out")(x), ["TRANSPOSE"]),
-}
-
-
-@pytest.fixture
-def network(randomize, smooth_images):
+@pytest.fixture(scope="module")
+def network():
     """Returns network(case) -> (quantized model, images): the layer between convolutions."""
 
     def build(case):
-        keras.utils.set_random_seed(0)
-        image = keras.Input((9, 7, 3))
-        x = conv(image, 5, 3, name="before")
-        x = L.GlobalAveragePooling2D()(conv(CASES[case][0](x), 6, 3, name="after"))
-        model = randomize(keras.Model(image, L.Dense(20, name="logits")(x)))
+        plan = conformance.Plan((case,), (9, 7), 5, 0)
+        model, _ = conformance.build(plan)
         placed = placement.place(model, spec.scheme("w8a8"))
-        images = smooth_images(24, 9, 7)
+        images = conformance.smooth_images(np.random.default_rng(0), 8, 9, 7)
         calibration.calibrate(placed, np.split(images, 2))
         return placed, images
 
     return build
 
 
-@pytest.mark.parametrize("case", CASES)
+# One spelling of each layer; the others are among the slow tests.
+QUICK = (
+    *(
+        "convolution, dilated",
+        "convolution, batch norm, relu6",
+        "depthwise, multiplier 2, strides 2",
+    ),
+    *("separable", "dense on an image", "batch norm alone", "add of three", "concatenate"),
+    *("max pooling, same", "average pooling", "zero padding", "cropping", "rescaling"),
+    *("softmax over channels", "relu6 of a pool", "a layer called twice", "subtract, relu"),
+    *(
+        "multiply three",
+        "squeeze and excite, flat",
+        "add, broadcast",
+        "maximum",
+        "minimum of three",
+    ),
+    *("global max pooling, flat", "upsampling 3 by 1", "upsampling, bilinear", "resizing down"),
+    *("tanh", "silu", "gelu", "leaky relu", "permute to channels first", "groups, batch norm"),
+    *("a group for each channel", "transposed, same, window 3, strides (2, 1)"),
+    *("transposed, same, window 1, strides 2", "transposed, output padding"),
+    *("hard swish of a depthwise layer", "hard sigmoid, flat", "hard swish with a layer"),
+    *("ops: sums", "ops: pools", "ops: movers"),
+)
+
+
+def test_the_quick_cases_are_cases():
+    assert set(QUICK) < set(layer_cases.CASES)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in layer_cases.CASES
+    ],
+)
 def test_a_layer_has_the_kernels_codes(network, case):
     placed, images = network(case)
     graph = lowering.lower(placed)
-    _, operations = CASES[case]
-    found = [node.op for node in graph.nodes]
-    assert [op for op in found if op in operations] == operations
+    names = [node.name for node in graph.nodes]
+    between = graph.nodes[names.index("before") + 1 : names.index("after")]
+    _, operations = layer_cases.CASES[case]
+    assert [node.op for node in between if node.op in operations] == operations
     content = tflite_file.write(graph)
     assert lint.faults(content, io="int8") == []
     (name,) = graph.inputs
     tensor = graph.tensors[name]
-    codes = runtimes.input_codes(images[:8], "int8", tensor.scale, tensor.zero_point)
+    codes = runtimes.input_codes(images, "int8", tensor.scale, tensor.zero_point)
     for flavour in runtimes.KERNELS:
         rows = parity.compare_nodes(tflite_file.read(content), codes, flavour)
         assert [row for row in rows if row["differing"]] == []
@@ -127,10 +96,50 @@ def test_a_layer_has_the_kernels_codes(network, case):
         simulated = kernels.run(graph, {name: codes}, flavour)[graph.outputs[0]]
         np.testing.assert_array_equal(simulated, shipped)
         if flavour == "xnnpack":
-            (ours,) = runtimes.run_keras(placed, [images[:8]])
+            (ours,) = runtimes.run_keras(placed, [images])
             output = graph.tensors[graph.outputs[0]]
             ours = np.rint(ours / output.scale).astype(np.int64) + output.zero_point
             np.testing.assert_array_equal(ours, shipped.reshape(ours.shape))
+
+
+def test_random_networks_have_the_kernels_codes(tmp_path):
+    config = conformance.Config(models=4, seed=3, output_dir=str(tmp_path))
+    row = conformance.check(config)
+    assert (row["models"], row["differing"], row["keras_differing"]) == (4, 0, 0)
+    assert row["codes"] > 10000
+    assert len(results.read_rows(tmp_path / "random_networks.csv")) == 4
+
+
+def test_a_network_that_differs_is_cut_down_to_what_differs(tmp_path, monkeypatch):
+    original = elementwise.multiply
+
+    def one_off(graph, node, inputs, kernel):
+        return original(graph, node, inputs, kernel) ^ 1
+
+    monkeypatch.setitem(kernels._KERNELS, "MUL", one_off)
+    plan = conformance.Plan(("maximum", "square", "permute"), (9, 8), 4, 0)
+    assert conformance.compare(plan)["differing"] > 0
+    assert conformance.shrunk(plan).cases == ("square",)
+    with pytest.raises(ValueError, match=r"codes differ, the first in .*--cases='square'"):
+        config = conformance.Config(models=1, cases="permute; square", output_dir=str(tmp_path))
+        conformance.check(config)
+
+
+@pytest.mark.slow
+def test_the_table_of_layers(tmp_path):
+    cases = "depthwise; elementary"
+    with pytest.raises(ValueError, match="--cases: 'elementary' is none of convolution; "):
+        conformance.check(conformance.Config(cases=cases, output_dir=str(tmp_path)))
+    cases = "depthwise; hard swish"
+    row = conformance.check(conformance.Config(cases=cases, output_dir=str(tmp_path)))
+    rows = results.read_rows(tmp_path / "conformance.csv")
+    assert (row["cases"], len(rows), row["differing"]) == (2, 2 * len(conformance.PRECISIONS), 0)
+    assert {int(found["faults"]) for found in rows} == {0}
+    page = (tmp_path / "conformance.md").read_text()
+    assert "| depthwise | 0 of " in page and "version '7'" in page
+    for found in rows:
+        if found["precision"] in ("float32", "w8"):
+            assert float(found["error"]) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:Statistics for quantized inputs:UserWarning")
@@ -164,9 +173,16 @@ def test_the_converters_route_has_the_same_operations(network, case):
     ("layer", "message"),
     [
         (
-            L.UpSampling2D(2, interpolation="bilinear", name="up"),
-            "up is an UpSampling2D .*bilinear",
+            L.UpSampling2D(2, interpolation="bicubic", name="up"),
+            "up is an UpSampling2D .*bicubic.*allowed are nearest, bilinear",
         ),
+        (
+            lambda x: ops.exp(x),
+            r"operation exp\w* \(keras.ops, Exp\) has no quantized form; .*Add, Cl",
+        ),
+        (lambda x: x / ops.sigmoid(x), r"TrueDivide\) has arguments that no integer kernel takes"),
+        (lambda x: ops.mean(x, axis=1), r"Mean\) has arguments that no integer kernel takes"),
+        (lambda x: ops.clip(x, 0, 1), r"Clip\) has arguments that no integer kernel takes"),
     ],
 )
 def test_what_has_no_form_is_named(layer, message):

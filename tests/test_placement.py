@@ -533,11 +533,11 @@ REFUSED = {
     ),
     "elu": (
         lambda: functional(lambda x: L.Conv2D(4, 3, activation="elu", name="soft")(x)),
-        r"layer soft has activation 'elu'; allowed are gelu, leaky_relu, linear, relu, relu6",
+        r"layer soft has activation 'elu'; allowed are gelu, hard_sigmoid, hard_silu, leaky_relu",
     ),
     "elu layer": (
         lambda: functional(lambda x: L.Activation("elu", name="soft")(x)),
-        r"layer soft has activation 'elu'; allowed are gelu, leaky_relu, linear, relu, relu6",
+        r"layer soft has activation 'elu'; allowed are gelu, hard_sigmoid, hard_silu, leaky_relu",
     ),
     "relu 3": (
         lambda: functional(lambda x: L.ReLU(max_value=3, name="three")(x)),
@@ -547,18 +547,14 @@ REFUSED = {
         lambda: functional(lambda x: L.ReLU(6, negative_slope=0.1, name="leaky")(x)),
         r"layer leaky is ReLU\(.*negative_slope=0.1, .*allowed are max_value None or 6",
     ),
-    "groups": (
-        lambda: functional(lambda x: L.Conv2D(4, 3, groups=2, name="grouped")(x)),
-        r"layer grouped is a Conv2D with groups=2; 1 is allowed",
-    ),
     "nan": (nan_model, r"layer broken: its kernel holds NaN or infinity"),
     "two outputs": (
         lambda: functional(lambda x: TwoOutputs(name="double")(x)[0]),
         r"layer double has 2 outputs; 1 is allowed",
     ),
-    "bare operation": (
-        lambda: functional(lambda x: x + L.Conv2D(4, 1)(x)),
-        r"operation add.* \(Add\) is a bare keras.ops call; use the layer",
+    "unknown operation": (
+        lambda: functional(lambda x: keras.ops.exp(L.Conv2D(4, 1)(x))),
+        r"operation exp.* \(keras.ops, Exp\) has no quantized form; those that have: Add, Clip",
     ),
     "softmax axis": (
         lambda: functional(lambda x: L.Softmax(axis=1, name="tilted")(x)),

@@ -81,7 +81,16 @@ def names_that_moved(before, after):
     }
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+SLOW = ("dsq_alpha", "dsq_fixed", "stochastic", "ternary")  # 5 s each
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in methods.METHODS
+    ],
+)
 def test_a_training_form_computes_learns_and_becomes_plain(name):
     scheme = "w2a8" if name in ("binary", "ternary") else "w8a8"
     model = quantized(scheme)

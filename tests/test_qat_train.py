@@ -56,7 +56,10 @@ def config(tmp_path, **options):
     return train.Config(**(defaults | options))
 
 
-@pytest.mark.parametrize("range_mode", ["moving", "trainable", "frozen"])
+@pytest.mark.parametrize(
+    "range_mode",
+    ["frozen", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("moving", "trainable"))],
+)
 def test_a_run_saves_three_models_and_says_what_they_reach(tmp_path, range_mode):
     small_network(tmp_path / "float_model.keras", softmax=range_mode == "moving", dead=True)
     options = {"freeze_batch_norm_step": 6, "quant_delay": 3, "range_mode": range_mode}
@@ -121,6 +124,7 @@ def test_measuring_in_between_changes_nothing_and_ends_with_what_is_saved(tmp_pa
     assert rows[-2]["kl"] != rows[-1]["kl"]
 
 
+@pytest.mark.slow
 def test_pictures_without_labels_and_a_start_from_ptq(tmp_path):
     model = small_network(tmp_path / "float_model.keras")
     pictures = tmp_path / "pictures" / "some" / "folder"

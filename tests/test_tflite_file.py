@@ -13,7 +13,7 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 from hypothesis import strategies
 
-from lowbit import files, integer_graph, kernels, tflite_file
+from lowbit import files, integer_graph, kernels, operator_versions, tflite_file
 
 MANIFEST = {"scheme": "w8a8", "preprocess": "127.5,127.5", "versions": {"lowbit": "0.1.0"}}
 
@@ -116,6 +116,16 @@ def every_operation() -> integer_graph.IntegerGraph:
     x = sliced = node("RESIZE_NEAREST_NEIGHBOR", [x, larger], resized, **centres)
     x = node("MAXIMUM", [x, sliced], activation("maximum", (1, 8, 3, 16), 0.03, -128))
     x = node("MINIMUM", [x, sliced], activation("minimum", (1, 8, 3, 16), 0.03, -128))
+    same = add(constant("same", np.array([8, 3], np.int32)))
+    halves = {"align_corners": False, "half_pixel_centers": True}
+    smooth = activation("smooth", (1, 8, 3, 16), 0.03, -128)
+    x = node("RESIZE_BILINEAR", [x, same], smooth, **halves)
+    whole = add(constant("whole", np.array([1, 8, 3, 16], np.int32)))
+    kernel, bias = weighted("transposed", (16, 3, 2, 16), 0, x)
+    deconv = {"strides": (1, 1), "padding": "SAME", "activation": None}
+    transposed = activation("transposed", (1, 8, 3, 16), 0.05, -4)
+    x = node("TRANSPOSE_CONV", [whole, kernel, x, bias], transposed, **deconv)
+    x = node("RELU_0_TO_1", [x], activation("clipped", (1, 8, 3, 16), 1 / 255, -128))
     x = node("LOGISTIC", [x], activation("sigmoid", (1, 8, 3, 16), 1 / 256, -128))
     x = node("TANH", [x], activation("tanh", (1, 8, 3, 16), 1 / 128, 0))
     x = node("GELU", [x], activation("gelu", (1, 8, 3, 16), 0.01, -60), approximate=False)
@@ -216,16 +226,51 @@ def test_the_batch_is_one_and_static():
 
 
 @pytest.mark.parametrize(
-    "op, dtype, version",
+    "op, dtypes, version",
     [
-        *[("CONV_2D", "int8", 3), ("DEPTHWISE_CONV_2D", "int8", 3), ("ADD", "int8", 2)],
-        *[("RESHAPE", "int8", 1), ("SOFTMAX", "int8", 2), ("DEQUANTIZE", "int8", 2)],
-        *[("CONV_2D", "float32", 1), ("QUANTIZE", "float32", 1)],
+        *[("CONV_2D", "int8 int8 int8", 3), ("CONV_2D", "int8 int4 int8", 7)],
+        *[("CONV_2D", "int16 int8 int16", 4), ("CONV_2D", "float32 float32 float32", 1)],
+        *[("CONV_2D", "float32 int8 float32", 2), ("DEPTHWISE_CONV_2D", "float32 int8 float32", 4)],
+        *[("DEPTHWISE_CONV_2D", "int8 int8 int8", 3), ("DEPTHWISE_CONV_2D", "int8 int4 int8", 7)],
+        *[("DEPTHWISE_CONV_2D", "int16 int8 int16", 5), ("FULLY_CONNECTED", "int8 int8 int8", 4)],
+        *[("FULLY_CONNECTED", "int8 int4 int8", 10), ("FULLY_CONNECTED", "int8 int2 int8", 14)],
+        *[("FULLY_CONNECTED", "int16 int4 int16", 13), ("FULLY_CONNECTED", "int16 int8 int16", 7)],
+        *[("FULLY_CONNECTED", "float32 int8 float32", 3), ("ADD", "int8 int8 int8", 2)],
+        *[("ADD", "int16 int16 int16", 3), ("SUB", "int16 int16 int16", 5)],
+        *[("RESHAPE", "int8 int32 int8", 1), ("SOFTMAX", "int8 int8 int8", 2)],
+        *[("DEQUANTIZE", "int8 int8 float32", 2), ("DEQUANTIZE", "int4 int4 float32", 6)],
+        *[("DEQUANTIZE", "float16 float16 float32", 3), ("QUANTIZE", "float32 float32 int8", 1)],
+        *[("QUANTIZE", "float32 float32 int16", 2), ("MUL", "int16 int16 int16", 4)],
     ],
 )
-def test_operator_versions_are_those_of_the_converter(op, dtype, version):
-    node = integer_graph.Node(op, "node", ("x",), ("y",))
-    assert tflite_file.operator_version(node, {"x": activation("x", (1,), dtype=dtype)}) == version
+def test_operator_versions_are_those_of_the_converter(op, dtypes, version):
+    node = integer_graph.Node(op, "node", ("x", "w"), ("y",))
+    tensors = {
+        name: activation(name, (1, 4), dtype=dtype)
+        for name, dtype in zip("xwy", dtypes.split(), strict=True)
+    }
+    assert operator_versions.operator_version(node, tensors) == version
+
+
+@hypothesis.given(
+    dtype=strategies.sampled_from(["int2", "int4"]),
+    shape=strategies.lists(strategies.integers(0, 5), min_size=1, max_size=4),
+    seed=strategies.integers(0, 2**16),
+)
+def test_packed_codes_come_back(dtype, shape, seed):
+    bits = tflite_file.PACKED_BITS[dtype]
+    codes = np.random.default_rng(seed).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
+    codes = codes.astype(np.int8)
+    tensor = integer_graph.Tensor("w", tuple(shape), dtype, None, codes)
+    packed = tflite_file._packed(tensor)
+    assert packed.size == -(-codes.size * bits // 8)
+    np.testing.assert_array_equal(tflite_file._unpacked(packed, bits, codes.size), codes.ravel())
+
+
+def test_codes_too_large_to_pack_are_refused():
+    tensor = integer_graph.Tensor("w", (2,), "int4", None, np.array([3, 8], np.int8))
+    with pytest.raises(ValueError, match="tensor w: codes leave int4"):
+        tflite_file._packed(tensor)
 
 
 def test_dense_and_multiply_raise_their_version_for_what_old_runtimes_lack():
@@ -238,7 +283,7 @@ def test_dense_and_multiply_raise_their_version_for_what_old_runtimes_lack():
     assert versions["MUL"] == {2}
     node = integer_graph.Node("MUL", "node", ("x", "x"), ("y",))
     tensors = {"x": activation("x", (1,), 2.0), "y": activation("y", (1,), 4.0)}
-    assert tflite_file.operator_version(node, tensors) == 3  # 2 * 2 / 4 >= 1
+    assert operator_versions.operator_version(node, tensors) == 3  # 2 * 2 / 4 >= 1
 
 
 def test_an_unknown_operation_is_refused_by_name():
@@ -388,6 +433,90 @@ def test_noise_behind_the_identifier_gives_no_other_exception(noise):
     read_everything(noise[:4].ljust(4, b"\0") + b"TFL3" + noise[4:])
 
 
+def edited(edit) -> bytes:
+    """The test file after `edit(model)` changed the flatbuffer's objects."""
+    model = tflite_file.parse(CONTENT)
+    edit(model)
+    builder = tflite_file.flatbuffers.Builder(len(CONTENT))
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def shared_lists(subgraphs, tensors) -> bytes:
+    """A file whose subgraphs are one subgraph, and its tensors one tensor."""
+    builder = tflite_file.flatbuffers.Builder(1024)
+
+    def vector(start, entry, count):
+        start(builder, count)
+        for _ in range(count):
+            builder.PrependUOffsetTRelative(entry)
+        return builder.EndVector()
+
+    schema.TensorStart(builder)
+    tensor = schema.TensorEnd(builder)
+    shared = vector(schema.SubGraphStartTensorsVector, tensor, tensors)
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddTensors(builder, shared)
+    subgraph = schema.SubGraphEnd(builder)
+    shared = vector(schema.ModelStartSubgraphsVector, subgraph, subgraphs)
+    schema.BufferStart(builder)
+    buffers = vector(schema.ModelStartBuffersVector, schema.BufferEnd(builder), 1)
+    schema.ModelStart(builder)
+    schema.ModelAddSubgraphs(builder, shared)
+    schema.ModelAddBuffers(builder, buffers)
+    builder.Finish(schema.ModelEnd(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_lists_that_share_entries_do_not_fill_the_memory():
+    assert len(tflite_file.parse(shared_lists(1, 9)).subgraphs[0].tensors) == 9
+    content = shared_lists(5000, 5000)  # 25 million tensors in 40 kB
+    with pytest.raises(
+        tflite_file.TFLiteFileError, match="m: damaged: its lists have more entries"
+    ):
+        tflite_file.parse(content, "m")
+
+
+def test_what_keeps_a_file_from_being_read_is_named():
+    def operator(model, name):
+        (found,) = [
+            each
+            for each in model.subgraphs[0].operators
+            if tflite_file.operator_name(model, each) == name
+        ]
+        return found
+
+    def missing_tensor(model):
+        operator(model, "SOFTMAX").inputs = [999]
+
+    def unnamed_output(model):
+        model.subgraphs[0].outputs = [-1]
+
+    def other_options(model):
+        operator(model, "SOFTMAX").builtinOptions = schema.AddOptionsT()
+        operator(model, "SOFTMAX").builtinOptionsType = tflite_file.OPTION_NUMBERS["AddOptions"]
+
+    def unknown_padding(model):
+        operator(model, "MAX_POOL_2D").builtinOptions.padding = 77
+
+    def negative_shape(model):
+        (tensor,) = [each for each in model.subgraphs[0].tensors if each.name == b"order"]
+        tensor.shape = [-2, -2]
+
+    for edit, message in (
+        (missing_tensor, "m: damaged: SOFTMAX 30: tensor 999 is not among the 54 tensors"),
+        (unnamed_output, "m: damaged: the graph's input or output -1 is not among its tensors"),
+        (
+            other_options,
+            "m: damaged: SOFTMAX 30 .makes 'prob.*: has AddOptions, not SoftmaxOptions",
+        ),
+        (unknown_padding, "m: damaged: unknown padding 77; known are SAME, VALID"),
+        (negative_shape, r"m: damaged: tensor order: 16 bytes do not fill int32 \(-2, -2\)"),
+    ):
+        with pytest.raises(tflite_file.TFLiteFileError, match=message):
+            tflite_file.read(edited(edit), "m")
+
+
 def changed_manifest(content: bytes | None, buffer: int | None = None) -> bytes:
     """Returns the test file with other bytes, or another buffer number, as its manifest."""
     model = tflite_file.parse(tflite_file.write(GRAPH, {"a": 1}))
@@ -401,8 +530,15 @@ def changed_manifest(content: bytes | None, buffer: int | None = None) -> bytes:
 
 @pytest.mark.parametrize(
     "content, buffer",
-    [(b"{", None), (b"\xff\xfe", None), (b"[1]", None), (None, None), (b"{}", 9999)],
-    ids=["not JSON", "not UTF-8", "no object", "no bytes", "no such buffer"],
+    [
+        *[(b"{", None), (b"\xff\xfe", None), (b"[1]", None), (None, None), (b"{}", 9999)],
+        *[(b'{"a": ' + b"[" * 99_999, None), (b'{"scheme": 1e999}', None)],
+        (b'{"class_names": 3}', None),
+    ],
+    ids=[
+        *["not JSON", "not UTF-8", "no object", "no bytes", "no such buffer"],
+        *["too deep", "infinite", "no names"],
+    ],
 )
 def test_a_damaged_manifest_is_named(content, buffer):
     with pytest.raises(tflite_file.TFLiteFileError, match="manifest"):

@@ -53,6 +53,7 @@ def run_in_graph(function):
     return tf.function(function, autograph=False)
 
 
+HIGHEST = {"relu6": 6, "unit": 1}  # values that an activation function cuts at
 RUNNERS = {"eager": run_eagerly, "graph": run_in_graph}
 
 
@@ -171,8 +172,9 @@ def clamps_gradients(x, upstream, bounds, one, activation):
     lowest, highest = affine.integer_bounds(one)
     code_low = lowest if activation is None else max(lowest, int(zero_point))
     code_high = highest
-    if activation == "relu6":
-        code_high = min(highest, int(zero_point) + int(np.rint(np.float32(6) / scale)))
+    if activation in HIGHEST:
+        bound = np.float32(HIGHEST[activation])
+        code_high = min(highest, int(zero_point) + int(np.rint(bound / scale)))
     low, high = (np.float32(code - zero_point) * scale for code in (code_low, code_high))
     of_x = np.where((low <= x) & (x <= high), upstream, 0)
     of_minimum = upstream[x < low].sum() if activation is None else 0
@@ -238,8 +240,9 @@ def grid(bounds, one, activation=None):
     lowest, highest = affine.integer_bounds(one)
     code_low = max(lowest, int(zero_point)) if activation else lowest
     code_high = highest
-    if activation == "relu6":
-        code_high = min(highest, int(np.rint(np.float32(6) / scale + np.float32(zero_point))))
+    if activation in HIGHEST:
+        bound = np.float32(HIGHEST[activation])
+        code_high = min(highest, int(np.rint(bound / scale + np.float32(zero_point))))
     return float(scale), int(zero_point), code_low, code_high
 
 

@@ -120,8 +120,12 @@ def open_pictures(path: str, split: str) -> images.Dataset:
     found = _image_files(path)
     if not found:
         raise ValueError(f"{path}: holds no images: no files of {' '.join(SUFFIXES)}")
-    dataset, checksum = _from_files(path, found, np.zeros(len(found), np.int64), None)
-    return images.split_by_content(dataset, checksum, split)
+    return images.split_by_content(*picture_files(path, found), split)
+
+
+def picture_files(name: str, files: list[str]):
+    """Returns (data set, checksum) of image files without classes: every label is 0."""
+    return _from_files(name, files, np.zeros(len(files), np.int64), None)
 
 
 def _open_labelled_folder(path: str, split: str) -> images.Dataset:

@@ -66,9 +66,11 @@ def parse(text: str) -> Preprocess:
 
     Raises ValueError, with what is allowed, for anything else.
     """
+    allowed = f"{', '.join(NAMED)}, 'mean,std' such as '127,128', or 'm0,m1,m2,s0,s1,s2'"
+    if not isinstance(text, str):  # of a file that another tool, or damage, wrote
+        raise ValueError(f"preprocess {text!r} is not one of: {allowed}")
     if text.strip() in NAMED:
         return NAMED[text.strip()]
-    allowed = f"{', '.join(NAMED)}, 'mean,std' such as '127,128', or 'm0,m1,m2,s0,s1,s2'"
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
