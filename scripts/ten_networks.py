@@ -72,7 +72,7 @@ NETWORKS = {
 APPLICATIONS = {
     name: preprocess
     for name, (_, preprocess, _, _) in NETWORKS.items()
-    if hasattr(keras.applications, name)
+    if callable(getattr(keras.applications, name, None))  # `inception_v3` there is a module
 }
 DISTINCT = 16  # codes at least in what is compared, so that "all equal" is not "all saturated"
 
