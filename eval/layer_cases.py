@@ -220,6 +220,60 @@ CASES = {
         ["RESHAPE", "RESHAPE"],
     ),
     "ops: clip": (lambda x: ops.clip(x + 0.1, 0, 6), ["DEPTHWISE_CONV_2D"]),
+    "elu": (lambda x: L.ELU()(x), ["ELU"]),
+    "activation elu": (lambda x: conv(x, activation="elu"), ["ELU"]),
+    "prelu": (lambda x: L.PReLU(shared_axes=(1, 2))(x), ["PRELU"]),
+    "prelu, a slope a pixel": (lambda x: L.PReLU()(x), ["PRELU"]),
+    "layer normalization": (
+        lambda x: L.LayerNormalization()(x),
+        ["MEAN", "SUB", "MUL", "MEAN", "DEPTHWISE_CONV_2D", "RSQRT", "MUL"],
+    ),
+    "layer normalization before dense": (
+        lambda x: L.Dense(6)(L.LayerNormalization(epsilon=1e-6)(x)),
+        ["MEAN", "SUB", "MUL", "MEAN", "DEPTHWISE_CONV_2D", "RSQRT", "MUL", "FULLY_CONNECTED"],
+    ),
+    "rms normalization": (
+        lambda x: L.RMSNormalization()(x),
+        ["MUL", "MEAN", "DEPTHWISE_CONV_2D", "RSQRT", "MUL"],
+    ),
+    "a factor a channel behind a convolution": (
+        lambda x: L.Add()([x, conv(x) * np.linspace(0.5, 2, x.shape[-1], dtype=np.float32)]),
+        ["CONV_2D", "ADD"],
+    ),
+    "ops: slices": (
+        lambda x: L.Concatenate()([x[:, 1:-1, :-2, ::2], x[:, 2:, 2:, 1:2]]),
+        ["STRIDED_SLICE", "SLICE", "CONCATENATION"],
+    ),
+    "ops: a row": (lambda x: x * ops.expand_dims(x[:, 1], 1), ["SLICE", "RESHAPE", "MUL"]),
+    "ops: split": (
+        lambda x: (lambda parts: parts[1] * parts[0])(ops.split(conv(x, 8), 2, axis=-1)),
+        ["SLICE", "SLICE", "MUL"],
+    ),
+    "ops: split in three": (
+        lambda x: L.Concatenate()(ops.split(conv(x, 7), [2, 3], axis=-1)[::-1]),
+        ["SLICE", "SLICE", "SLICE", "CONCATENATION"],
+    ),
+    "ops: depth to space": (lambda x: ops.depth_to_space(conv(x, 8), 2), ["DEPTH_TO_SPACE"]),
+    "ops: space to depth": (
+        lambda x: ops.space_to_depth(L.Resizing(8, 6)(x), 2),
+        ["SPACE_TO_DEPTH"],
+    ),
+    "pixel shuffle of reshapes": (
+        lambda x: (
+            lambda y: ops.reshape(
+                ops.transpose(
+                    ops.reshape(y, (-1, y.shape[1], y.shape[2], 2, 2, 2)), (0, 1, 3, 2, 4, 5)
+                ),
+                (-1, 2 * y.shape[1], 2 * y.shape[2], 2),
+            )
+        )(conv(x, 8)),
+        ["RESHAPE", "TRANSPOSE", "RESHAPE"],
+    ),
+    "ops: mean over channels": (
+        lambda x: x - ops.mean(x, axis=-1, keepdims=True),
+        ["MEAN", "SUB"],
+    ),
+    "average": (lambda x: L.Average()([conv(x), x]), ["ADD", "DEPTHWISE_CONV_2D"]),
     "permute": (lambda x: L.Permute((2, 1, 3))(x), ["TRANSPOSE"]),
     "permute to channels first": (lambda x: L.Permute((3, 1, 2))(x), ["TRANSPOSE"]),
 }

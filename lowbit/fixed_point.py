@@ -235,3 +235,32 @@ def two_over_one_plus(a):
         step = (1 << 29) - multiply(half_denominator, x)
         x = x + (multiply(x, step) << 2)
     return x
+
+
+def reciprocal_root(value):
+    """Returns (multiplier with 31 fractional bits, shift to the left): 1 / sqrt(value), value >= 1.
+
+    Five Newton steps x * (3 - d * x^2) / 2 from x = 1, d in [1/4, 1) with 28 fractional bits, and a
+    factor sqrt(1/2) for the bit that d's shift leaves over (TFLite, GetInvSqrtQuantizedMultiplierExp).
+    """
+    if value <= 1:
+        return INT32_MAX, 0
+
+    def multiply(a, b):
+        return int(saturating_rounding_doubling_high_mul(np.int64(a), np.int64(b)))
+
+    def shifted(a, bits):
+        return min(max(a << bits, -INT32_MAX - 1), INT32_MAX)
+
+    shift = 11
+    while value >= 1 << 29:
+        value, shift = value // 4, shift + 1
+    pairs = (31 - value.bit_length()) // 2 - 1
+    value, shift = value << 2 * pairs, shift - pairs
+    half = int(rounding_divide_by_pot(np.int64(value >> 1), 1))
+    x, three_halves = 1 << 28, 3 << 27
+    for _ in range(5):
+        cubed = shifted(multiply(multiply(x, x), x), 6)
+        x = shifted(multiply(three_halves, x) - multiply(half, cubed), 3)
+    x = multiply(x, 1518500250)  # sqrt(1/2)
+    return (x << -shift, 0) if shift < 0 else (x, -shift)

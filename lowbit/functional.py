@@ -65,35 +65,35 @@ def trace(model: keras.Model) -> Trace:
             node = operation._inbound_nodes[node_index]
             if isinstance(operation, keras.layers.InputLayer):
                 continue
-            layer, tensors = operation, node.arguments.keras_tensors
+            made = [(operation, node.arguments.keras_tensors)]
             if not isinstance(operation, keras.layers.Layer):
-                layer, tensors = _recorded(operation, node, prefix)
-            inputs = []
-            for tensor in tensors:
-                if id(tensor) not in values:
-                    raise UnsupportedModelError(
-                        f"layer {prefix}{operation.name} takes a tensor from outside the model"
-                    )
-                inputs.append(values[id(tensor)])
-            if len(node.outputs) != 1:
+                made = _recorded(operation, node, prefix)
+            if len(node.outputs) != len(made):
                 raise UnsupportedModelError(
                     f"layer {prefix}{operation.name} has {len(node.outputs)} outputs; 1 is allowed"
                 )
-            output = node.outputs[0]
-            if isinstance(operation, keras.Model):
-                (values[id(output)],) = expand(operation, inputs, f"{prefix}{operation.name}.")
-                continue
-            value = next(counter)
-            values[id(output)] = value
-            shapes[value] = tuple(output.shape)
-            keywords = {
-                key: argument
-                for key, argument in node.arguments.kwargs.items()
-                if layer is operation and not isinstance(argument, keras.KerasTensor)
-            }
-            name = unique(f"{prefix}{operation.name}")
-            rank = len(output.shape)
-            calls.append(Call(layer, name, tuple(inputs), value, keywords, rank))
+            for (layer, tensors), output in zip(made, node.outputs, strict=True):
+                inputs = []
+                for tensor in tensors:
+                    if id(tensor) not in values:
+                        raise UnsupportedModelError(
+                            f"layer {prefix}{operation.name} takes a tensor from outside the model"
+                        )
+                    inputs.append(values[id(tensor)])
+                if isinstance(operation, keras.Model):
+                    (values[id(output)],) = expand(operation, inputs, f"{prefix}{operation.name}.")
+                    continue
+                value = next(counter)
+                values[id(output)] = value
+                shapes[value] = tuple(output.shape)
+                keywords = {
+                    key: argument
+                    for key, argument in node.arguments.kwargs.items()
+                    if layer is operation and not isinstance(argument, keras.KerasTensor)
+                }
+                name = unique(f"{prefix}{operation.name}")
+                rank = len(output.shape)
+                calls.append(Call(layer, name, tuple(inputs), value, keywords, rank))
         return [values[id(tensor)] for tensor in functional._outputs]
 
     top = _functional(model, "")
@@ -107,14 +107,14 @@ def trace(model: keras.Model) -> Trace:
 
 
 def _recorded(operation, node, prefix):
-    """Returns (layer, tensors) of a recorded keras.ops call."""
+    """Returns (layer, tensors) for each output of a recorded keras.ops call."""
     kind = type(operation).__name__
     label = f"operation {prefix}{operation.name} (keras.ops, {kind})"
     if kind not in recorded.KNOWN:
         known = ", ".join(recorded.KNOWN)
         raise UnsupportedModelError(f"{label} has no quantized form; those that have: {known}")
     try:
-        found = recorded.layer_of(operation, node.arguments.args)
+        found = recorded.layers_of(operation, node.arguments.args)
     except (TypeError, ValueError) as error:
         raise UnsupportedModelError(f"{label} cannot be read: {error}") from error
     if found is None:

@@ -20,11 +20,14 @@ and names its operations as TFLite does.  Attributes that each operation carries
 | RESHAPE (second input: shape)    | new_shape                                                     |
 | SOFTMAX                          | beta                                                          |
 | SLICE (inputs 2, 3: begin, size) | -                                                             |
+| STRIDED_SLICE (begin, end, strides) | five masks, all 0                                          |
+| DEPTH_TO_SPACE, SPACE_TO_DEPTH   | block_size                                                    |
 | TRANSPOSE (second input: order)  | -                                                             |
 | RESIZE_NEAREST_NEIGHBOR, RESIZE_BILINEAR (second input: size) | align_corners, half_pixel_centers |
 | LEAKY_RELU                       | alpha                                                         |
 | GELU                             | approximate                                                   |
-| MAXIMUM, MINIMUM, LOGISTIC, TANH | -                                                             |
+| MAXIMUM, MINIMUM, LOGISTIC, TANH, ELU, RSQRT | -                                                 |
+| PRELU (second input: alpha)      | -                                                             |
 | RELU, RELU6, RELU_0_TO_1         | -                                                             |
 | PAD (second input: paddings), QUANTIZE, DEQUANTIZE | -                                           |
 

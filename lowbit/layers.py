@@ -543,26 +543,125 @@ class QuantizedMean(keras.layers.GlobalAveragePooling2D):
 
     m = (s_in / s_out) * (1 / n)
     y = (rint(sum of codes * m + (z_out - n * z_in * m)) - z_out) * s_out
+
+    Args:
+      axes: instead of height and width, of x (n, ...); not the batch's.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, axes=(1, 2), **kwargs):
         super().__init__(**kwargs)
+        self.axes = tuple(axes)
+        self.input_spec = None  # of 4 axes, in Keras' own
         self.input_quantizer = self.output_quantizer = _no_quantizer
 
     def call(self, x, training=None):
         before, after = self.input_quantizer(), self.output_quantizer()
         if training or None in (_scale_of(before), _scale_of(after)):
-            return super().call(x)
+            return ops.mean(x, axis=self.axes, keepdims=self.keepdims)
         (scale, zero_point), (output_scale, output_zero_point) = (
             fakequant.scale_and_zero_point(*quantizer.range(), quantizer.spec)
             for quantizer in (before, after)
         )
-        count = float(x.shape[1] * x.shape[2])
+        count = float(np.prod([x.shape[axis] for axis in self.axes]))
         codes = x / scale + zero_point
-        total = ops.sum(codes, axis=(1, 2), keepdims=self.keepdims)
+        total = ops.sum(codes, axis=self.axes, keepdims=self.keepdims)
         multiplier = scale / output_scale * float(np.float32(1) / np.float32(count))
         offset = output_zero_point - count * zero_point * multiplier
         return (ops.round(total * multiplier + offset) - output_zero_point) * output_scale
+
+    def compute_output_shape(self, input_shape):
+        gone = {axis % len(input_shape) for axis in self.axes}
+        kept = [1 if axis in gone else size for axis, size in enumerate(input_shape)]
+        return tuple(size for axis, size in enumerate(kept) if self.keepdims or axis not in gone)
+
+    def get_config(self):
+        return super().get_config() | {"axes": self.axes}
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedRsqrt(keras.layers.Layer):
+    """1 / sqrt(x) of x >= 0; of 0, which the kernel makes its largest code, 1e15."""
+
+    def call(self, x):
+        # In float64, as QuantizedFunction: the kernel's fixed point is as exact.
+        return ops.cast(ops.rsqrt(ops.maximum(ops.cast(x, "float64"), 1e-30)), "float32")
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class QuantizedPReLU(keras.layers.PReLU):
+    """x, or alpha * x below zero; in inference with alpha in int8, one scale for all channels.
+
+    s = max |alpha| / 127        y = x, or x * rint(alpha / s) * s
+    """
+
+    def call(self, x, training=None):
+        alpha = self.alpha
+        if not training:
+            codes, scale = self.alpha_codes()
+            alpha = codes * scale
+        return ops.where(x >= 0, x, x * alpha)
+
+    def alpha_codes(self):
+        """Returns (codes of alpha as floats, their float32 scale)."""
+        # 1e-7: where alpha is 0 throughout, any scale will do that a multiplier can hold.
+        scale = ops.maximum(ops.max(ops.abs(self.alpha)) / 127.0, 1e-7)
+        return ops.round(self.alpha / scale), scale
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class Slice(keras.layers.Layer):
+    """x[:, begin:end:step, ...]: part of each axis but the batch's.
+
+    Args:
+      begin, end, step: a whole number for each axis of x (n, ...) but the batch's; begin < end at
+        most the axis' size, step at least 1.
+      dropped: axes of size 1 that are left out afterwards, the batch's being 0.
+    """
+
+    def __init__(self, begin, end, step, dropped=(), **kwargs):
+        super().__init__(**kwargs)
+        self.begin, self.end, self.step, self.dropped = map(tuple, (begin, end, step, dropped))
+
+    def call(self, x):
+        parts = map(slice, self.begin, self.end, self.step)
+        y = x[(slice(None), *parts)]
+        return ops.squeeze(y, axis=self.dropped) if self.dropped else y
+
+    def kept_shape(self):
+        """Returns the sizes of the axes but the batch's, before any is dropped."""
+        return tuple(
+            -(-(last - first) // step)
+            for first, last, step in zip(self.begin, self.end, self.step, strict=True)
+        )
+
+    def compute_output_shape(self, input_shape):
+        shape = (input_shape[0], *self.kept_shape())
+        return tuple(size for axis, size in enumerate(shape) if axis not in self.dropped)
+
+    def get_config(self):
+        names = ("begin", "end", "step", "dropped")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable("lowbit")
+class BlocksToChannels(keras.layers.Layer):
+    """Images (n, h * b, w * b, c) to (n, h, w, b * b * c); or, `from_channels`, back.
+
+    Args:
+      block: b.
+      from_channels: the other way: the pixel shuffle of super-resolution.
+    """
+
+    def __init__(self, block, from_channels=False, **kwargs):
+        super().__init__(**kwargs)
+        self.block, self.from_channels = int(block), bool(from_channels)
+
+    def call(self, x):
+        change = ops.depth_to_space if self.from_channels else ops.space_to_depth
+        return change(x, self.block, data_format="channels_last")
+
+    def get_config(self):
+        return super().get_config() | {"block": self.block, "from_channels": self.from_channels}
 
 
 @keras.saving.register_keras_serializable("lowbit")
@@ -641,7 +740,7 @@ class QuantizedBilinear(keras.layers.Layer):
 
 
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
-_WITH_QUANTIZERS = (_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear)
+_WITH_QUANTIZERS = (*(_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear),)
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedConv2DTranspose, QuantizedDense)
 
 

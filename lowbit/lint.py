@@ -67,8 +67,9 @@ SAME_SCALE = {
 # op: how many of its first inputs cannot be left out; 1 of the others in tflite_file.OPTIONS
 REQUIRED_INPUTS = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL"), 2),
-    **dict.fromkeys(("MAXIMUM", "MINIMUM", "MEAN", "PAD", "TRANSPOSE"), 2),
+    **dict.fromkeys(("MAXIMUM", "MINIMUM", "MEAN", "PAD", "TRANSPOSE", "PRELU"), 2),
     **{"RESIZE_NEAREST_NEIGHBOR": 2, "RESIZE_BILINEAR": 2, "SLICE": 3, "TRANSPOSE_CONV": 3},
+    "STRIDED_SLICE": 4,
 }
 _UNIT = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0), "int16": (1 / 32768, 0)}
 _SIGNED_UNIT = {"int8": (1 / 128, 0), "uint8": (1 / 128, 128), "int16": (1 / 32768, 0)}

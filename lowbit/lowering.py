@@ -441,7 +441,7 @@ def _lower_mean(builder, call, arguments, shape):
 
     def finish(output, activation):
         del activation
-        axes = builder.constant(f"{call.name}/axes", np.array([1, 2], np.int32))
+        axes = builder.constant(f"{call.name}/axes", np.array(call.layer.axes, np.int32))
         inputs = [arguments[0].name, axes]
         builder.node("MEAN", call.name, inputs, output, keep_dims=bool(call.layer.keepdims))
 
@@ -475,7 +475,44 @@ _FUNCTION_NAMES = {
     "sigmoid": ("LOGISTIC", {}),
     "tanh": ("TANH", {}),
     "gelu": ("GELU", {"approximate": False}),
+    "elu": ("ELU", {}),
 }
+
+
+def _lower_rsqrt(builder, call, arguments, shape):
+    del shape
+    (source,) = arguments
+    _in_network_units(source, f"layer {call.name}")
+    quantized = source.quantization is not None
+    if quantized and np.iinfo(source.dtype).min < source.zero_point and source.dtype == "int8":
+        raise UnsupportedModelError(
+            f"layer {call.name} is a reciprocal root of what may be negative: zero point "
+            f"{source.zero_point} of {source.name}"
+        )
+
+    def finish(output, activation):
+        del activation
+        builder.node("RSQRT", call.name, [source.name], output)
+
+    return _Pending(finish)
+
+
+def _lower_prelu(builder, call, arguments, shape):
+    del shape
+    (source,) = arguments
+    _in_network_units(source, f"layer {call.name}")
+
+    def finish(output, activation):
+        del activation
+        if None in (source.quantization, output.quantization):
+            alpha = keras.ops.convert_to_numpy(call.layer.alpha)
+            name = builder.constant(f"{call.name}/alpha", alpha.astype(np.float32))
+        else:
+            codes, scale = map(keras.ops.convert_to_numpy, call.layer.alpha_codes())
+            name = builder.constant(f"{call.name}/alpha", codes.astype(np.int8), scale)
+        builder.node("PRELU", call.name, [source.name, name], output)
+
+    return _Pending(finish)
 
 
 def _lower_leaky_relu(builder, call, arguments, shape):
@@ -639,11 +676,63 @@ def _lower_crop(builder, call, arguments, shape):
     return output
 
 
+def _lower_slice(builder, call, arguments, shape):
+    layer, (source,) = call.layer, arguments
+    whole = (1, *layer.kept_shape())
+    name = call.name if not layer.dropped else f"{call.name}_sliced"
+    output = builder.add(_like(source, name, whole))
+    begin, end, step = (
+        np.array([first, *values], np.int32)
+        for first, values in ((0, layer.begin), (1, layer.end), (1, layer.step))
+    )
+    op, attributes = "SLICE", {}
+    parts = {"begin": begin, "size": np.array(whole, np.int32)}
+    if (step != 1).any():
+        op, parts = "STRIDED_SLICE", {"begin": begin, "end": end, "strides": step}
+        attributes = dict.fromkeys(_STRIDED_SLICE_MASKS, 0)
+    names = [builder.constant(f"{name}/{key}", value) for key, value in parts.items()]
+    builder.node(op, name, [source.name, *names], output, **attributes)
+    return _lower_reshape(builder, call, [output], shape) if layer.dropped else output
+
+
+_STRIDED_SLICE_MASKS = tuple(
+    f"{key}_mask" for key in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
+)
+
+
+def _lower_blocks(builder, call, arguments, shape):
+    (source,), block = arguments, call.layer.block
+    if source.dtype != "int16":
+        output = _moved(builder, call, source, shape)
+        op = "DEPTH_TO_SPACE" if call.layer.from_channels else "SPACE_TO_DEPTH"
+        builder.node(op, call.name, [source.name], output, block_size=block)
+        return output
+    # Those kernels take no 16-bit codes.
+    rows, columns, channels = source.shape[1:]
+    if call.layer.from_channels:
+        split = (1, rows, columns, block, block, channels // block**2)
+    else:
+        split = (1, rows // block, block, columns // block, block, channels)
+    order = (0, 1, 3, 2, 4, 5)
+    opened, turned = (
+        builder.add(_like(source, f"{call.name}_{step}", sizes))
+        for step, sizes in (("opened", split), ("turned", [split[axis] for axis in order]))
+    )
+    _reshape(builder, opened.name, source, opened)
+    orders = builder.constant(f"{turned.name}/order", np.array(order, np.int32))
+    builder.node("TRANSPOSE", turned.name, [opened.name, orders], turned)
+    return _lower_reshape(builder, call, [turned], shape)
+
+
 def _lower_reshape(builder, call, arguments, shape):
     output = _moved(builder, call, arguments[0], shape)
-    inputs = [arguments[0].name, builder.constant(f"{call.name}/shape", np.array(shape, np.int32))]
-    builder.node("RESHAPE", call.name, inputs, output, new_shape=tuple(shape))
+    _reshape(builder, call.name, arguments[0], output)
     return output
+
+
+def _reshape(builder, name, source, output):
+    shape = builder.constant(f"{name}/shape", np.array(output.shape, np.int32))
+    builder.node("RESHAPE", name, [source.name, shape], output, new_shape=tuple(output.shape))
 
 
 def _lower_relu(builder, call, arguments, shape):
@@ -660,6 +749,7 @@ _L = keras.layers
 COMPUTES = (
     *(*layers.WEIGHTED, *layers.ARITHMETIC, layers.QuantizedMean),
     *(_L.Softmax, layers.QuantizedFunction, layers.QuantizedLeakyReLU),
+    *(layers.QuantizedPReLU, layers.QuantizedRsqrt),
 )
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
@@ -673,6 +763,10 @@ LOWERINGS = {
     _L.Softmax: _lower_softmax,
     layers.QuantizedFunction: _lower_function,
     layers.QuantizedLeakyReLU: _lower_leaky_relu,
+    layers.QuantizedPReLU: _lower_prelu,
+    layers.QuantizedRsqrt: _lower_rsqrt,
+    layers.Slice: _lower_slice,
+    layers.BlocksToChannels: _lower_blocks,
     _L.AveragePooling2D: _lower_pool("AVERAGE_POOL_2D"),
     _L.MaxPooling2D: _lower_pool("MAX_POOL_2D"),
     _L.GlobalMaxPooling2D: _lower_global_max_pool,

@@ -84,7 +84,7 @@ def _twin(graph):
 
 _COMPUTES = (
     *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "MEAN", "SOFTMAX"),
-    *("LOGISTIC", "TANH", "GELU", "LEAKY_RELU"),
+    *("LOGISTIC", "TANH", "GELU", "LEAKY_RELU", "ELU", "PRELU", "RSQRT"),
 )
 
 
@@ -193,6 +193,14 @@ def _mean(node, inputs, graph):
     return tf.reduce_mean(inputs[0], axes, keepdims=node.attributes["keep_dims"])
 
 
+def _prelu(node, inputs, graph):
+    import tensorflow as tf
+
+    alpha = graph.tensors[node.inputs[1]]
+    below = alpha.data.astype(np.float32) * alpha.scale
+    return tf.where(inputs[0] >= 0, inputs[0], inputs[0] * below)
+
+
 def _with_tf(function):
     def apply(node, inputs, graph):
         import tensorflow as tf
@@ -240,6 +248,24 @@ _TWINS = {
     "GELU": _with_tf(lambda tf, node, inputs, graph: tf.nn.gelu(inputs[0])),
     "LEAKY_RELU": _with_tf(
         lambda tf, node, inputs, graph: tf.nn.leaky_relu(inputs[0], node.attributes["alpha"])
+    ),
+    "ELU": _with_tf(lambda tf, node, inputs, graph: tf.nn.elu(inputs[0])),
+    "RSQRT": _with_tf(lambda tf, node, inputs, graph: tf.math.rsqrt(inputs[0])),
+    "PRELU": _prelu,
+    "STRIDED_SLICE": _with_tf(
+        lambda tf, node, inputs, graph: tf.strided_slice(
+            inputs[0], *(graph.tensors[key].data for key in node.inputs[1:])
+        )
+    ),
+    "DEPTH_TO_SPACE": _with_tf(
+        lambda tf, node, inputs, graph: tf.nn.depth_to_space(
+            inputs[0], node.attributes["block_size"]
+        )
+    ),
+    "SPACE_TO_DEPTH": _with_tf(
+        lambda tf, node, inputs, graph: tf.nn.space_to_depth(
+            inputs[0], node.attributes["block_size"]
+        )
     ),
     "TANH": _with_tf(lambda tf, node, inputs, graph: tf.tanh(inputs[0])),
     "SOFTMAX": _with_tf(lambda tf, node, inputs, graph: tf.nn.softmax(inputs[0])),

@@ -22,6 +22,10 @@ _BY_INPUT = {
     **dict.fromkeys(("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"), {"int8": 2, "int16": 4}),
     "LEAKY_RELU": {"int8": 2, "int16": 2},
     "GELU": {"int8": 2},
+    "RSQRT": {"int8": 2, "int16": 3},
+    "STRIDED_SLICE": {"int8": 2, "int16": 4},
+    "DEPTH_TO_SPACE": {"int8": 2},
+    "SPACE_TO_DEPTH": {"int8": 2},
 }
 # op: {(input, weights): version}
 _CONVOLUTIONS = {

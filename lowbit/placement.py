@@ -33,18 +33,19 @@ from lowbit.functional import UnsupportedModelError
 SOURCES = (
     *("conv", "depthwise", "conv_transpose", "dense"),
     *("add", "subtract", "multiply", "mean", "requantize"),
-    *("softmax", "sigmoid", "tanh", "gelu", "leaky_relu"),
+    *("softmax", "sigmoid", "tanh", "gelu", "elu", "leaky_relu", "prelu", "rsqrt"),
 )
 TIED = (
     *("average_pool", "max_pool", "global_max_pool", "concatenate", "maximum", "minimum"),
-    *("pad", "crop", "reshape", "permute", "upsample", "bilinear", "activation"),
+    *("pad", "crop", "slice", "reshape", "permute", "blocks", "upsample", "bilinear"),
+    "activation",
 )
 FUSES_ACTIVATION = (
     *("conv", "depthwise", "conv_transpose", "dense", "add", "subtract", "multiply"),
 )
 # TFLite fixes the scale of what these compute: see `_fixed_range`.
 FIXED = ("softmax", "sigmoid", "tanh", "hard_sigmoid")
-_FUNCTIONS = ("sigmoid", "tanh", "gelu")  # of single values, by a table of all codes
+_FUNCTIONS = ("sigmoid", "tanh", "gelu", "elu")  # of single values, by a table of all codes
 # Layers that take a list of tensors.
 _MANY = ("add", "subtract", "multiply", "concatenate", "maximum", "minimum")
 
@@ -155,7 +156,10 @@ def read(model: keras.Model) -> Network:
     taken = {call.name for call in trace.calls}
     for call in trace.calls:
         inputs = tuple(handed_on.get(value, value) for value in call.inputs)
-        read_one = READERS.get(type(call.layer))
+        kind = type(call.layer)
+        read_one = READERS.get(kind)
+        if read_one is None and kind.__module__.startswith("keras."):
+            read_one = _READERS_BY_NAME.get(kind.__name__)
         if read_one is None:
             raise _unknown_layer(call, trace)
         _check_supported(call, trace)
@@ -164,7 +168,9 @@ def read(model: keras.Model) -> Network:
             handed_on[call.output] = inputs[0]
         for operation in made:
             if operation.kind == "rescale":  # of its layer's output, or of an activation inside it
-                shapes[operation.output] = shapes[call.output]
+                whole = shapes[call.output]
+                channels = operation.config.get("channels", whole[-1])
+                shapes[operation.output] = (*whole[:-1], channels)
             operations.append(_named_apart(operation, call, taken))
     outputs = tuple(handed_on.get(value, value) for value in trace.outputs)
     return Network(dataclasses.replace(trace, shapes=shapes), tuple(operations), outputs)
@@ -226,6 +232,7 @@ _ACTIVATIONS = {
     keras.activations.sigmoid: "sigmoid",
     keras.activations.tanh: "tanh",
     keras.activations.gelu: "gelu",
+    keras.activations.elu: "elu",
     keras.activations.silu: "silu",
     keras.activations.leaky_relu: "leaky_relu",
 }
@@ -397,6 +404,92 @@ def _read_activation(call, inputs, fresh):
     return [] if activation is None else _read_function(activation, call, inputs, fresh)
 
 
+def _read_elu(call, inputs, fresh):
+    if call.layer.alpha != 1:
+        raise UnsupportedModelError(
+            f"layer {call.name} is an ELU with alpha {call.layer.alpha}; TFLite's has alpha 1"
+        )
+    return _read_function("elu", call, inputs, fresh)
+
+
+def _read_prelu(call, inputs, fresh):
+    weights = {"alpha": keras.ops.convert_to_numpy(call.layer.alpha)}
+    return [
+        Operation("prelu", call.name, inputs, call.output, call.layer, weights, label=call.name)
+    ]
+
+
+def _read_layer_normalization(call, inputs, fresh):
+    """Reads (x - mean) / sqrt(variance + epsilon) * gamma + beta over the channels.
+
+    As integer kernels can: a mean, a difference, a square, its mean, epsilon (a rescaling by 1),
+    RSQRT, a product, and for gamma and beta a rescaling, which a dense layer behind takes in.
+    RMSNormalization takes no mean away.
+    """
+    layer = call.layer
+    axes = {axis % call.rank for axis in np.ravel(layer.axis)}
+    if axes != {call.rank - 1}:
+        raise UnsupportedModelError(
+            f"layer {call.name} normalizes over axes {sorted(axes)}; allowed is the last axis alone"
+        )
+    centred = isinstance(layer, _L.LayerNormalization) and not getattr(layer, "rms_scaling", False)
+    operations = []
+
+    def add(kind, suffix, sources, **config):
+        operations.append(
+            Operation(
+                kind,
+                f"{call.name}_{suffix}",
+                sources,
+                next(fresh),
+                layer,
+                label=f"{call.name}_{suffix}",
+                config=config,
+            )
+        )
+        return operations[-1].output
+
+    over = {"axes": (call.rank - 1,), "keepdims": True}
+    (x,) = inputs
+    if centred:
+        x = add("subtract", "centred", (x, add("mean", "mean", (x,), **over)))
+    variance = add("mean", "variance", (add("multiply", "squares", (x, x)),), **over)
+    above = add(
+        "rescale", "epsilon", (variance,), scale=1.0, offset=float(layer.epsilon), channels=1
+    )
+    inverse = add("rsqrt", "rsqrt", (above,))
+    add("multiply", "normal", (x, inverse))
+    scale, offset = (
+        np.full(1, value) if weight is None else keras.ops.convert_to_numpy(weight)
+        for weight, value in (
+            (getattr(layer, "gamma", getattr(layer, "scale", None)), 1.0),
+            (getattr(layer, "beta", None), 0.0),
+        )
+    )
+    config = {"scale": scale, "offset": offset}
+    return [
+        *operations,
+        Operation(
+            "rescale",
+            call.name,
+            (operations[-1].output,),
+            call.output,
+            layer,
+            label=call.name,
+            config=config,
+        ),
+    ]
+
+
+def _read_factor_a_channel(call, inputs, fresh):
+    config = {"scale": keras.ops.convert_to_numpy(call.layer.gamma), "offset": 0.0}
+    return [
+        Operation(
+            "rescale", call.name, inputs, call.output, call.layer, label=call.name, config=config
+        )
+    ]
+
+
 def _read_softmax(call, inputs, fresh):
     if call.layer.axis not in (-1, call.rank - 1):
         raise UnsupportedModelError(
@@ -437,6 +530,21 @@ def _read_merged(kind):
     return read_layer
 
 
+def _read_average(call, inputs, fresh):
+    """Reads a mean of tensors as their sum times a factor, which what reads it takes in."""
+    total = next(fresh)
+    sums = _read_merged("add")(call, inputs, fresh)
+    name = f"{call.name}_sum"
+    sums[-1] = dataclasses.replace(sums[-1], name=name, label=name, output=total)
+    config = {"scale": 1 / len(inputs), "offset": 0.0}
+    return [
+        *sums,
+        Operation(
+            "rescale", call.name, (total,), call.output, call.layer, label=call.name, config=config
+        ),
+    ]
+
+
 def _read_upsampling(call, inputs, fresh):
     layer = call.layer
     kinds = {"nearest": "upsample", "bilinear": "bilinear"}
@@ -473,9 +581,14 @@ READERS = {
     _L.BatchNormalization: _read_batch_norm,
     _L.ReLU: _read_relu,
     _L.LeakyReLU: _read_leaky_relu,
+    _L.ELU: _read_elu,
+    _L.PReLU: _read_prelu,
+    _L.LayerNormalization: _read_layer_normalization,
+    _L.RMSNormalization: _read_layer_normalization,
     _L.Activation: _read_activation,
     _L.Softmax: _read_softmax,
     _L.Add: _read_merged("add"),
+    _L.Average: _read_average,
     _L.Subtract: _read_merged("subtract"),
     _L.Multiply: _read_merged("multiply"),
     _L.Maximum: _read_merged("maximum"),
@@ -486,10 +599,13 @@ READERS = {
     _L.AveragePooling2D: _read_kept("average_pool"),
     _L.MaxPooling2D: _read_kept("max_pool"),
     _L.GlobalAveragePooling2D: _read_kept("mean"),
+    layers.QuantizedMean: _read_kept("mean"),
     _L.GlobalMaxPooling2D: _read_kept("global_max_pool"),
     _L.UpSampling2D: _read_upsampling,
     _L.Resizing: _read_resizing,
     _L.Permute: _read_kept("permute"),
+    layers.Slice: _read_kept("slice"),
+    layers.BlocksToChannels: _read_kept("blocks"),
     _L.Flatten: _read_kept("reshape"),
     _L.Reshape: _read_kept("reshape"),
     _L.Rescaling: _read_kept("rescale"),
@@ -500,6 +616,8 @@ READERS = {
     _L.GaussianDropout: _dropped,
     _L.ActivityRegularization: _dropped,
 }
+# Layers that keras.applications has of its own, by their names: the classes are not public.
+_READERS_BY_NAME = {"LayerScale": _read_factor_a_channel, "StochasticDepth": _dropped}
 
 
 # --- rewrites -----------------------------------------------------------------------------------
@@ -551,7 +669,7 @@ def merge_rescaling(network: Network) -> Network:
     With an offset and zero padding the borders would differ: padded with x = 0 instead of y = 0.
     There, and where other operations read y, it becomes a 1x1 depthwise convolution of its own.
     """
-    consumers = network.consumers()
+    consumers, producers = network.consumers(), network.producers()
     readers = {value: other for other in network.operations for value in other.inputs}
     replaced: dict[str, Operation | None] = {}
     before: dict[str, list[Operation]] = {}
@@ -567,6 +685,7 @@ def merge_rescaling(network: Network) -> Network:
         grouped = reader is not None and reader.kind == "conv" and setting(reader, "groups") != 1
         # A transposed convolution's borders read fewer taps, whatever its padding.
         padded = padded or (reader is not None and reader.kind == "conv_transpose")
+        producer = producers.get(operation.inputs[0])
         if (
             reader is not None
             and consumers[operation.output] == 1
@@ -574,10 +693,21 @@ def merge_rescaling(network: Network) -> Network:
             and not (offset.any() and padded)
             and not grouped
             and "fixed" not in operation.config
+            and not _is_shared(network, reader)
         ):
             reader = replaced.get(reader.name, reader)
             replaced[operation.name] = None
             replaced[reader.name] = _scaled_reader(reader, scale, offset, operation.inputs)
+        elif (
+            producer is not None
+            and producer.kind in _QUANTIZED_LAYER
+            and consumers[producer.output] == 1
+            and "fixed" not in operation.config
+            and not _is_shared(network, producer)
+        ):
+            producer = replaced.get(producer.name, producer)
+            replaced[producer.name] = None
+            replaced[operation.name] = _scaled_producer(producer, scale, offset, operation.output)
         else:
             made = _rescaling_as_depthwise(network, operation, scale, offset, fresh, shapes)
             (*around, replaced[operation.name]) = made
@@ -623,6 +753,25 @@ def _scaled_reader(reader, scale, offset, inputs):
             added = added.reshape(-1, kernel.shape[-1]).sum(axis=0)
         weights["bias"] = weights.get("bias", 0) + added
     return dataclasses.replace(reader, inputs=inputs, weights=weights)
+
+
+def _scaled_producer(producer, scale, offset, output):
+    """Returns a weighted operation that computes scale * y + offset instead of y."""
+    kernel = producer.weights["kernel"]
+    shape = kernel.shape[-2:] if producer.kind == "depthwise" else (-1,)
+    bias = producer.weights.get("bias", np.zeros_like(scale)) * scale + offset
+    weights = {"kernel": kernel * scale.reshape(shape), "bias": bias}
+    return dataclasses.replace(producer, output=output, weights=producer.weights | weights)
+
+
+def _is_shared(network, operation) -> bool:
+    """Returns whether another operation takes its weights from the same layer."""
+    same = [
+        other
+        for other in network.operations
+        if other.layer is operation.layer and other.kind == operation.kind
+    ]
+    return len(same) > 1
 
 
 def _rescaling_as_depthwise(network, operation, scale, offset, fresh, shapes):
@@ -1069,6 +1218,13 @@ def _build_layer(operation, scheme, weight_range, built):
             return keras.layers.ReLU(maximum, name=operation.name)
         if operation.kind == "softmax":
             return keras.layers.Softmax(name=operation.name)
+        if operation.kind == "mean":
+            axes = operation.config.get("axes", getattr(operation.layer, "axes", (1, 2)))
+            return layers.QuantizedMean(
+                axes, keepdims=setting(operation, "keepdims"), name=operation.name, dtype="float32"
+            )
+        if operation.kind == "rsqrt":
+            return layers.QuantizedRsqrt(name=operation.name)
         if operation.kind in _FUNCTIONS:
             return layers.QuantizedFunction(operation.kind, name=operation.name)
         if operation.kind == "leaky_relu":
@@ -1079,8 +1235,12 @@ def _build_layer(operation, scheme, weight_range, built):
         if operation.kind in _TWO_INPUTS:
             return _TWO_INPUTS[operation.kind](name=operation.name, dtype="float32")
         config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
-        kind = layers.QuantizedMean if operation.kind == "mean" else type(operation.layer)
-        return kind.from_config(config)
+        kind = layers.QuantizedPReLU if operation.kind == "prelu" else type(operation.layer)
+        layer = kind.from_config(config)
+        if operation.weights:
+            layer.build((None, *operation.weights["alpha"].shape))
+            layer.alpha.assign(operation.weights["alpha"])
+        return layer
     key = (id(operation.layer), operation.kind)
     if operation.config.get("trainable") is False:
         key = (operation.name,)  # a fixed map, whatever layer it came with

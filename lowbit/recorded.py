@@ -9,18 +9,21 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from lowbit import layers
+
 _L = keras.layers
 
 
-def layer_of(operation, arguments: tuple) -> tuple[keras.layers.Layer, list] | None:
-    """Returns (layer, the tensors that it takes) for a recorded call; None where none is known.
+def layers_of(operation, arguments: tuple) -> list[tuple[keras.layers.Layer, list]] | None:
+    """Returns (layer, the tensors that it takes) for each output of a recorded call; or None.
 
     Args:
       operation: a keras.Operation that is no layer.
       arguments: what it was called on: KerasTensors, lists of them, numbers, slices.
     """
     make = _LAYERS.get(type(operation).__name__)
-    return None if make is None else make(operation, *arguments)
+    found = None if make is None else make(operation, *arguments)
+    return [found] if isinstance(found, tuple) else found
 
 
 def _is_tensor(value) -> bool:
@@ -123,13 +126,70 @@ def _leaky_relu(operation, x):
     return _L.LeakyReLU(operation.negative_slope, name=operation.name), [x]
 
 
-def _pooled(layer):
-    def make(operation, x):
-        axis = operation.axis
-        axes = {a % len(x.shape) for a in np.ravel(axis if axis is not None else [])}
-        if len(x.shape) != 4 or axes != {1, 2}:
+def _axes(operation, x) -> tuple[int, ...]:
+    axis = operation.axis
+    return tuple(sorted({int(a) % len(x.shape) for a in np.ravel([] if axis is None else axis)}))
+
+
+def _mean(operation, x):
+    axes = _axes(operation, x)
+    if not axes or 0 in axes:
+        return None
+    return layers.QuantizedMean(axes, keepdims=operation.keepdims, name=operation.name), [x]
+
+
+def _largest(operation, x):
+    if len(x.shape) != 4 or _axes(operation, x) != (1, 2):
+        return None
+    return _L.GlobalMaxPooling2D(keepdims=operation.keepdims, name=operation.name), [x]
+
+
+def _item(operation, x, key):
+    """Returns x[key]: slices, numbers and an ellipsis; the batch stays whole."""
+    key = key if isinstance(key, tuple) else (key,)
+    rank = len(x.shape)
+    if Ellipsis in key:
+        at = key.index(Ellipsis)
+        key = (*key[:at], *(slice(None),) * (rank - len(key) + 1), *key[at + 1 :])
+    key = (*key, *(slice(None),) * (rank - len(key)))
+    if key[0] != slice(None) or None in x.shape[1:] or len(key) != rank:
+        return None
+    dropped = tuple(axis for axis, part in enumerate(key) if isinstance(part, int))
+    parts = []
+    for part, size in zip(key[1:], x.shape[1:], strict=True):
+        if isinstance(part, int):
+            part = slice(part % size, part % size + 1)
+        if not isinstance(part, slice):
             return None
-        return layer(keepdims=operation.keepdims, name=operation.name), [x]
+        begin, end, step = part.indices(size)
+        if step < 1 or begin >= end:
+            return None
+        parts.append((begin, end, step))
+    return layers.Slice(*zip(*parts, strict=True), dropped, name=operation.name), [x]
+
+
+def _split(operation, x):
+    """Returns a Slice for each part."""
+    axis = operation.axis % len(x.shape)
+    sections = operation.indices_or_sections
+    if isinstance(sections, int):
+        sections = [x.shape[axis] * part // sections for part in range(1, sections)]
+    limits = (0, *(int(limit) for limit in sections), x.shape[axis])
+    whole = (slice(None),) * axis
+    parts = [
+        _item(operation, x, (*whole, slice(*pair)))
+        for pair in zip(limits, limits[1:], strict=False)
+    ]
+    return None if axis == 0 or None in parts else parts
+
+
+def _blocks(from_channels):
+    def make(operation, x):
+        if operation.data_format != "channels_last":
+            return None
+        return layers.BlocksToChannels(operation.block_size, from_channels, name=operation.name), [
+            x
+        ]
 
     return make
 
@@ -188,8 +248,12 @@ _LAYERS: dict[str, Callable] = {
     "Gelu": _gelu,
     "Softmax": _softmax,
     "LeakyRelu": _leaky_relu,
-    "Mean": _pooled(_L.GlobalAveragePooling2D),
-    "Max": _pooled(_L.GlobalMaxPooling2D),
+    "Mean": _mean,
+    "Max": _largest,
+    "GetItem": _item,
+    "Split": _split,
+    "DepthToSpace": _blocks(True),
+    "SpaceToDepth": _blocks(False),
     "Concatenate": _concatenate,
     "Reshape": _reshaped,
     "ExpandDims": _reshaped,

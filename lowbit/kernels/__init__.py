@@ -17,9 +17,10 @@ Two flavours, because "bit exact" needs a backend's name:
 | RELU, RELU6       | fixed point, then clamp                 | not delegated                      |
 | SOFTMAX           | reference: fixed-point exponential;     | not delegated                      |
 |                   | built-in: float32 table of exponentials |                                    |
-| LOGISTIC, TANH    | reference: fixed point;                 | float32 table                      |
-|                   | built-in: float32 table                 |                                    |
+| LOGISTIC, TANH    | float32 table                           | float32 table, rounded otherwise   |
 | LEAKY_RELU        | fixed point, two roundings              | 8 fractional bits                  |
+| PRELU, RSQRT      | fixed point, two roundings              | not delegated                      |
+| ELU               | none                                    | float32 table                      |
 | GELU              | float32 table                           | not delegated                      |
 | QUANTIZE, int8    | fixed point                             | 8 fractional bits (int8 to int8)   |
 | QUANTIZE, float32 | divide, ties away from zero             | times 1/scale, ties to even        |
@@ -176,7 +177,9 @@ _KERNELS = {
     "CONCATENATION": moving.concatenation,
     "CONV_2D": weighted.conv_2d,
     "DEPTHWISE_CONV_2D": weighted.depthwise_conv_2d,
+    "DEPTH_TO_SPACE": moving.depth_to_space,
     "DEQUANTIZE": elementwise.dequantize,
+    "ELU": functions.elu,
     "FULLY_CONNECTED": weighted.fully_connected,
     "GELU": functions.gelu,
     "LEAKY_RELU": functions.leaky_relu,
@@ -187,6 +190,7 @@ _KERNELS = {
     "MINIMUM": elementwise.minimum,
     "MUL": elementwise.multiply,
     "PAD": moving.pad,
+    "PRELU": functions.prelu,
     "QUANTIZE": elementwise.quantize,
     "RELU": elementwise.relu,
     "RELU6": elementwise.relu,
@@ -194,8 +198,11 @@ _KERNELS = {
     "RESHAPE": moving.reshape,
     "RESIZE_BILINEAR": resizing.resize_bilinear,
     "RESIZE_NEAREST_NEIGHBOR": resizing.resize_nearest_neighbor,
+    "RSQRT": functions.rsqrt,
     "SLICE": moving.slice_codes,
     "SOFTMAX": softmax.softmax,
+    "SPACE_TO_DEPTH": moving.space_to_depth,
+    "STRIDED_SLICE": moving.strided_slice,
     "SUB": elementwise.subtract,
     "TANH": functions.tanh,
     "TRANSPOSE": moving.transpose,

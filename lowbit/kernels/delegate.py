@@ -15,10 +15,10 @@ _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"
 
 _SAME_SCALE = (
     *("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE", "MAXIMUM", "MINIMUM"),
-    "RESIZE_BILINEAR",
+    *("RESIZE_BILINEAR", "DEPTH_TO_SPACE", "SPACE_TO_DEPTH"),
 )
 _LEFT = (  # whatever their scales
-    *("SOFTMAX", "RELU", "RELU6", "RELU_0_TO_1", "GELU"),
+    *("SOFTMAX", "RELU", "RELU6", "RELU_0_TO_1", "GELU", "PRELU", "RSQRT", "STRIDED_SLICE"),
     *("AVERAGE_POOL_2D", "RESIZE_NEAREST_NEIGHBOR"),
 )
 _JOINS = ("CONCATENATION", "MAXIMUM", "MINIMUM")  # every input has codes
@@ -63,6 +63,12 @@ def placement_of(
 
 def _unsupported(graph, node, kernels):
     """Returns why no kernel takes the node's types, or takes them and computes wrongly; else None."""
+    if node.op == "ELU" and kernels == "reference":
+        return "BUILTIN_REF has no ELU of 8 bits"
+    if node.op == "DEPTH_TO_SPACE" and kernels == "reference":
+        return "BUILTIN_REF has no DEPTH_TO_SPACE of version 2, of 8 bits"
+    if node.op == "ELU" and graph.tensors[node.inputs[0]].dtype == "int16":
+        return f"no kernel takes 16-bit {node.op}"
     if node.op not in _WEIGHTED:
         return None
     source, weight = (tensor.dtype for tensor in requantization.weighted_tensors(graph, node)[:2])

@@ -1,34 +1,40 @@
 """Functions of a single code, by a table of all 256."""
 
+import functools
 import math
 
 import numpy as np
 
 from lowbit import fixed_point
-from lowbit.kernels import requantization
+from lowbit.kernels import c_library, requantization
 
 
 def logistic(graph, node, inputs, kernel):
     """LOGISTIC: 1 / (1 + exp(-x)), to output scale 1/256 and zero point -128.
 
-    Exact but for about 1 of 100,000 table entries, which lie on ties (float32 forms, with the C
-    library's expf too, miss as many).
+    XNNPACK's is rounded to float32 from a longer one, the others compute in float32.
     """
-    return _looked_up(graph, node, inputs[0], kernel, _sigmoid, _logistic_fixed_point)
+
+    def sigmoid(x):
+        if kernel == "xnnpack":
+            return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+        return np.float32(1) / (np.float32(1) + c_library.float32("exp", -x))
+
+    return _looked_up(graph, node, inputs[0], kernel, sigmoid)
 
 
 def tanh(graph, node, inputs, kernel):
-    """TANH, to output scale 1/128 and zero point 0; exact."""
-    return _looked_up(graph, node, inputs[0], kernel, np.tanh, _tanh_fixed_point)
+    """TANH, to output scale 1/128 and zero point 0."""
+    return _looked_up(graph, node, inputs[0], kernel, functools.partial(c_library.float32, "tanh"))
 
 
 def gelu(graph, node, inputs, kernel):
-    """GELU: x / 2 * (1 + erf(x / sqrt(2))); exact."""
+    """GELU: x / 2 * erfc(-x / sqrt(2)), which is x / 2 * (1 + erf(x / sqrt(2)))."""
     if node.attributes["approximate"]:
         raise ValueError(f"node {node.name!r}: an approximate GELU is not known")
-    erf = np.vectorize(math.erf, otypes=[np.float64])
+    half, root = np.float32(0.5), np.float32(-math.sqrt(0.5))
     return _looked_up(
-        graph, node, inputs[0], kernel, lambda x: x / 2 * (1 + erf(x * math.sqrt(0.5)))
+        graph, node, inputs[0], kernel, lambda x: half * x * c_library.float32("erfc", x * root)
     )
 
 
@@ -50,49 +56,61 @@ def leaky_relu(graph, node, inputs, kernel):
     return requantization.finish(np.where(codes >= 0, above, below), node, output, kernel)
 
 
-def _sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+def elu(graph, node, inputs, kernel):
+    """ELU: x, or exp(x) - 1 below zero; XNNPACK's alone."""
+
+    def function(x):
+        return np.where(x > 0, x, np.expm1(x.astype(np.float64)).astype(np.float32))
+
+    return _looked_up(graph, node, inputs[0], kernel, function)
 
 
-def _looked_up(graph, node, codes, kernel, function, in_fixed_point=None):
-    """Returns the function of every code, by the table of 256 that the kernel makes.
+def rsqrt(graph, node, inputs, kernel):
+    """RSQRT: 1 / sqrt(x) in fixed point; of 0 the largest code; the same in all kernels."""
+    source, output = requantization.ends(graph, node)
+    values = inputs[0].astype(np.int64) - source.zero_point
+    if values.min(initial=0) < 0:
+        raise ValueError(f"node {node.name!r}: RSQRT of a negative value, code {inputs[0].min()}")
+    real = 1 / (math.sqrt(float(source.scale)) * float(output.scale))
+    multiplier, shift = fixed_point.quantize_multiplier(real)
+    places = np.arange(1, max(int(values.max(initial=0)), 1) + 1)
+    roots = np.array([fixed_point.reciprocal_root(int(place)) for place in places])
+    # With 20 fractional bits, as the kernel keeps them between its two roundings.
+    scaled = fixed_point.multiply_by_quantized_multiplier(
+        np.int64(1), roots[:, 0], roots[:, 1] + 20
+    )
+    centred = fixed_point.multiply_by_quantized_multiplier(scaled, multiplier, shift - 20)
+    largest = np.iinfo(output.dtype).max - output.zero_point
+    table = requantization.finish(np.array([largest, *centred]), node, output, kernel)
+    return table[values]
 
-    With in_fixed_point the reference kernel computes with 4 integer bits: in_fixed_point(its real
-    input with 27 fractional bits) gives the result with 31; far out it is saturated.  The others
-    make float32 tables, XNNPACK with ties to even.
+
+def prelu(graph, node, inputs, kernel):
+    """PRELU: x, or alpha * x below zero with a factor for each channel; the same in all kernels."""
+    source, alpha, output = requantization.tensors(graph, node, *node.inputs, node.outputs[0])
+    codes = requantization.centred(inputs[0], source)
+    products = codes * requantization.centred(inputs[1], alpha)
+    ratio = float(source.scale) / float(output.scale)
+    above, below = (
+        fixed_point.multiply_by_quantized_multiplier(x, *fixed_point.quantize_multiplier(real))
+        for x, real in ((codes, ratio), (products, ratio * float(alpha.scale)))
+    )
+    return requantization.finish(np.where(codes >= 0, above, below), node, output, kernel)
+
+
+def _looked_up(graph, node, codes, kernel, function):
+    """Returns the function of every code, by the table of 256 that the kernel makes in float32.
+
+    built-in  round(f(x) * (1 / scale)) + zero point, ties away from zero
+    XNNPACK   rint(f(x) * (1 / scale) + zero point): the sum is rounded to float32 first, which makes
+              ties of what lies within 4e-6 of one
     """
     source, output = requantization.ends(graph, node)
     every = np.arange(-128, 128, dtype=np.int64) - source.zero_point
-    if kernel == "reference" and in_fixed_point is not None:
-        multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) * 2.0**27)
-        radius = int(np.floor(15 * 2.0 ** (27 - int(shift))))
-        inside = np.clip(every, -radius, radius)
-        real = fixed_point.multiply_by_quantized_multiplier(inside, multiplier, shift)
-        bits = 31 + int(np.rint(np.log2(output.scale)))
-        centred = fixed_point.rounding_divide_by_pot(in_fixed_point(real), bits)
-        low, high = (np.iinfo(np.int8).min, np.iinfo(np.int8).max)
-        centred = np.where(every <= -radius, low - output.zero_point, centred)
-        centred = np.where(every >= radius, high - output.zero_point, centred)
+    values = function(every.astype(np.float32) * source.scale) * (np.float32(1) / output.scale)
+    if kernel == "xnnpack":
+        centred = np.rint(values + np.float32(output.zero_point)) - output.zero_point
     else:
-        real = (every.astype(np.float32) * source.scale).astype(np.float64)
-        values = function(real).astype(np.float32) * (np.float32(1) / output.scale)
-        centred = np.rint(values) if kernel == "xnnpack" else requantization.round_half_away(values)
+        centred = requantization.round_half_away(values)
     table = requantization.finish(centred, node, output, kernel)
     return table[codes.astype(np.int64) + 128]
-
-
-def _logistic_fixed_point(a):
-    """Returns 1 / (1 + exp(-a)) with 31 fractional bits of a with 27 (gemmlowp, fixedpoint.h)."""
-    exponential = fixed_point.exp_on_negative_values(-np.abs(a), integer_bits=4)
-    positive = np.minimum(fixed_point.two_over_one_plus(exponential) << 1, fixed_point.INT32_MAX)
-    result = np.where(a > 0, positive, fixed_point.INT32_MAX - positive)
-    return np.where(a == 0, 1 << 30, result)
-
-
-def _tanh_fixed_point(a):
-    """Returns tanh(a) with 31 fractional bits of a with 27 (gemmlowp, fixedpoint.h)."""
-    # With 5 integer bits instead of 4 the same bits are twice a.
-    exponential = fixed_point.exp_on_negative_values(-np.abs(a), integer_bits=5)
-    magnitude = (fixed_point.two_over_one_plus(exponential) - (1 << 29)) << 2
-    magnitude = np.minimum(magnitude, fixed_point.INT32_MAX)
-    return np.where(a == 0, 0, np.sign(a) * magnitude)

@@ -152,6 +152,7 @@ KERNELS = {
     "QUANTIZE": quantize,
     "RELU": relu,
     "RELU6": relu,
+    "RSQRT": int16_tables.rsqrt,
     "SOFTMAX": int16_tables.softmax,
     "SUB": subtract,
     "TANH": int16_tables.tanh,

@@ -4,15 +4,13 @@ Between its steps a table is linear.  The built-in LOGISTIC and TANH run 16-bit 
 arithmetic (gemmlowp) instead where the input's scale is one of a few powers of two.
 """
 
-import ctypes
-import ctypes.util
 import functools
 import math
 
 import numpy as np
 
 from lowbit import fixed_point
-from lowbit.kernels import requantization
+from lowbit.kernels import c_library, requantization
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 
@@ -185,8 +183,24 @@ def gelu(graph, node, inputs, kernel):
 
     x / 2 * erfc(-x / sqrt(2)), or with tanh where it is approximate.
     """
-    source, output = requantization.ends(graph, node)
     function = _gelu_approximate if node.attributes["approximate"] else _gelu_exact
+    return _interpolated(graph, node, inputs, function)
+
+
+def rsqrt(graph, node, inputs, kernel):
+    """RSQRT: 1 / sqrt(x) by a table of 512 steps, linear between; of 0 the largest code."""
+    largest = np.float32(HIGHEST) * graph.tensors[node.outputs[0]].scale
+
+    def function(x):
+        positive = x > 0
+        return np.where(positive, np.float32(1) / np.sqrt(np.where(positive, x, 1)), largest)
+
+    return _interpolated(graph, node, inputs, function)
+
+
+def _interpolated(graph, node, inputs, function):
+    """Returns a float32 function of every code, by a table of 512 steps over all of them."""
+    source, output = requantization.ends(graph, node)
     inverse = np.float32(65536) / (
         output.scale * np.float32(HIGHEST) - output.scale * np.float32(LOWEST)
     )
@@ -197,32 +211,13 @@ def gelu(graph, node, inputs, kernel):
 
 
 def _gelu_exact(x):
-    return np.float32(0.5) * x * _float32(x * np.float32(-math.sqrt(0.5)), "erfc")
+    return np.float32(0.5) * x * c_library.float32("erfc", x * np.float32(-math.sqrt(0.5)))
 
 
 def _gelu_approximate(x):
     inner = x + np.float32(0.044715) * x * x * x
     inner = np.float32(math.sqrt(2 / math.pi)) * inner
-    return np.float32(0.5) * x * (np.float32(1) + _float32(inner, "tanh"))
-
-
-def _float32(x, name):
-    """Returns erfc or tanh in float32 as the C library rounds it; elsewhere rounded from float64.
-
-    The C library's are not correctly rounded: the other differs in about 1 table entry of 30,000.
-    """
-    function = _c_function(f"{name}f") or getattr(math, name)
-    return np.array([function(float(value)) for value in x], np.float32)
-
-
-@functools.cache
-def _c_function(name):
-    try:
-        function = getattr(ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6"), name)
-    except (OSError, AttributeError):
-        return None
-    function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float]
-    return function
+    return np.float32(0.5) * x * (np.float32(1) + c_library.float32("tanh", inner))
 
 
 @functools.cache

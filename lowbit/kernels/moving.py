@@ -51,3 +51,27 @@ def transpose(graph, node, inputs, kernel):
     if order[0] != 0:
         raise ValueError(f"node {node.name!r}: TRANSPOSE moves the batch axis: order {order}")
     return np.transpose(inputs[0], order)
+
+
+def strided_slice(graph, node, inputs, kernel):
+    """STRIDED_SLICE from begin to before end by positive strides; the batch stays whole."""
+    begin, end, strides = (np.ravel(array).tolist() for array in inputs[1:])
+    if min(strides) < 1 or any(value for key, value in node.attributes.items() if "mask" in key):
+        raise ValueError(f"node {node.name!r}: STRIDED_SLICE has strides {strides} or a mask")
+    return inputs[0][(slice(None), *map(slice, begin[1:], end[1:], strides[1:]))]
+
+
+def depth_to_space(graph, node, inputs, kernel):
+    """DEPTH_TO_SPACE: (n, h, w, b * b * c) to (n, h * b, w * b, c); the same in all kernels."""
+    (x,), block = inputs, node.attributes["block_size"]
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, block, block, channels // block**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height * block, width * block, -1)
+
+
+def space_to_depth(graph, node, inputs, kernel):
+    """SPACE_TO_DEPTH: (n, h * b, w * b, c) to (n, h, w, b * b * c); the same in all kernels."""
+    (x,), block = inputs, node.attributes["block_size"]
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height // block, block, width // block, block, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // block, width // block, -1)

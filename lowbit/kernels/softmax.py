@@ -3,7 +3,7 @@
 import numpy as np
 
 from lowbit import fixed_point
-from lowbit.kernels import requantization
+from lowbit.kernels import c_library, requantization
 
 
 def softmax(graph, node, inputs, kernel):
@@ -30,7 +30,7 @@ def _softmax_table(below, scale, output_scale):
       scale: real value of one input code, times beta.
     """
     steps = np.arange(256, dtype=np.float32) * -scale
-    table = np.exp(steps.astype(np.float64)).astype(np.float32)
+    table = c_library.float32("exp", steps)
     exponentials = table[-below]
     total = np.add.accumulate(exponentials, axis=-1)[..., -1:]
     return requantization.round_half_away(exponentials * (np.float32(1) / (total * output_scale)))
