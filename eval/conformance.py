@@ -24,6 +24,7 @@ from lowbit import (
     calibration,
     cli,
     files,
+    integer_graph,
     lint,
     lowering,
     manifest,
@@ -35,6 +36,7 @@ from lowbit import (
     tflite_file,
 )
 from lowbit.functional import UnsupportedModelError
+from lowbit.kernels import delegate
 
 L = keras.layers
 # name: (scheme, how weights are held)
@@ -164,6 +166,15 @@ def measure(model: keras.Model, images: np.ndarray, precision: str) -> dict:
     return row
 
 
+def flavours(graph: integer_graph.IntegerGraph) -> list[str]:
+    """Returns the interpreters that have a kernel for every node; BUILTIN_REF has no ELU."""
+    return [
+        flavour
+        for flavour in runtimes.KERNELS
+        if all(delegate.placement_of(graph, node, flavour)[0] != "refused" for node in graph.nodes)
+    ]
+
+
 def _compared(graph, images, flavour):
     tensor = graph.tensors[graph.inputs[0]]
     codes = runtimes.input_codes(images, tensor.dtype, tensor.scale, tensor.zero_point)
@@ -279,7 +290,7 @@ def compare(plan: Plan) -> dict:
     except UnsupportedModelError as error:
         return row | {"refused": str(error)}
     row["operations"] = len(graph.nodes)
-    for flavour in runtimes.KERNELS:
+    for flavour in flavours(graph):
         nodes = _compared(graph, images, flavour)
         row["codes"] += sum(node["codes"] for node in nodes)
         row["differing"] += sum(node["differing"] for node in nodes)

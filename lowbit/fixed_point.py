@@ -90,24 +90,6 @@ def multiply_by_quantized_multiplier(
     return rounding_divide_by_pot(product, np.maximum(-shift, 0))
 
 
-def multiply_by_quantized_multiplier_single_rounding(
-    x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray
-) -> np.ndarray:
-    """Returns x * multiplier * 2^(shift - 31) as int64, rounded once, ties away from zero.
-
-    The reference kernel of FULLY_CONNECTED does this.
-
-    Args:
-      x: int32 accumulators.
-      multiplier: as `quantize_multiplier` gives, broadcast against `x`.
-      shift: the same, at most 30.
-    """
-    total = 31 - np.asarray(shift, np.int64)
-    product = np.asarray(x, np.int64) * np.asarray(multiplier, np.int64)
-    magnitude = (np.abs(product) + (np.int64(1) << (total - 1))) >> total
-    return np.where(product < 0, -magnitude, magnitude)
-
-
 def multiply_by_quantized_multiplier_ties_up(
     x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray
 ) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -877,6 +878,7 @@ def test_wrong_attribute(attribute, value):
 # --- functions of one code: every code ----------------------------------------------------------
 
 FIXED = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
+NO_ELU = ("ELU", "reference")  # BUILTIN_REF has none
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -918,6 +920,142 @@ def test_functions_on_free_scales_for_all_256_codes(op, attributes, ratio, flavo
             attributes,
         )
         assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)
+
+
+REAL_FUNCTIONS = {
+    "LOGISTIC": lambda x: 1 / (1 + np.exp(-x)),
+    "TANH": np.tanh,
+    "GELU": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x * math.sqrt(0.5))),
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(x)),
+}
+
+
+@pytest.mark.parametrize(
+    "op, flavour",
+    [(op, flavour) for op in REAL_FUNCTIONS for flavour in FLAVOURS if (op, flavour) != NO_ELU],
+)
+def test_functions_within_a_hundred_thousandth_of_a_tie(op, flavour):
+    """There float32 decides: expf, tanhf, erfcf of the C library, and where the zero point is added."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(1, 16, 16, 1)
+    found = 0
+    while found < 30:
+        scale, zero_point = np.float32(np.exp(rng.uniform(-4.5, -2.0))), int(rng.integers(-60, 60))
+        output = (np.float32(scale * rng.uniform(0.6, 1.2)), int(rng.integers(-110, -60)))
+        output = FIXED.get(op, output)
+        reals = (codes.ravel().astype(np.float32) - np.float32(zero_point)) * scale
+        exact = REAL_FUNCTIONS[op](reals.astype(np.float64)) / float(output[0]) + output[1]
+        near = (np.abs(exact % 1 - 0.5) < 1e-5) & (np.abs(exact) < 127)
+        found += near.sum()
+        if near.any():
+            graph = single(
+                op,
+                [activation("x", codes.shape, scale, zero_point)],
+                activation("y", codes.shape, *output),
+                {"approximate": False} if op == "GELU" else {},
+            )
+            assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("scale", [1e-4, 0.003, 0.0731, 0.25, 3.0])
+def test_reciprocal_roots_for_all_codes(scale, flavour):
+    shape = (1, 16, 16, 1)
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(shape)
+    for factor, zero_point in ((0.004, -128), (0.02, -100), (0.0007, 0)):
+        graph = single(
+            "RSQRT",
+            [activation("x", shape, scale, -128)],
+            activation("y", shape, factor / np.sqrt(scale), zero_point),
+            {},
+        )
+        assert_equal_codes(graph, flavour, {"x": codes}, distinct=1)
+
+
+def test_a_reciprocal_root_of_a_negative_value_is_refused():
+    shape = (1, 2, 2, 1)
+    graph = single("RSQRT", [activation("x", shape, 0.1, 3)], activation("y", shape, 0.1), {})
+    with pytest.raises(ValueError, match="RSQRT of a negative value, code -5"):
+        kernels.run(graph, {"x": np.full(shape, -5, np.int8)})
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+@pytest.mark.parametrize("alpha_shape", [(1, 1, 5), (7, 6, 5)])
+def test_prelu(alpha_shape, dtype, flavour):
+    rng = np.random.default_rng(0)
+    shape, zero_points = (1, 7, 6, 5), (-7, 5) if dtype == "int8" else (0, 0)
+    alpha = constant("a", rng.integers(-127, 128, alpha_shape).astype(np.int8), 0.004)
+    graph = single(
+        "PRELU",
+        [activation("x", shape, 0.02, zero_points[0], dtype), alpha],
+        activation("y", shape, 0.013, zero_points[1], dtype),
+        {},
+    )
+    assert_equal_codes(graph, flavour)
+
+
+MASKS = dict.fromkeys(
+    [f"{key}_mask" for key in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")], 0
+)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_strided_slice(dtype, flavour):
+    parts = ((0, 1, 0, 2), (1, 6, 7, 5), (1, 2, 3, 1))
+    names = zip(("begin", "end", "strides"), parts, strict=True)
+    constants = [constant(name, np.array(values, np.int32)) for name, values in names]
+    graph = single(
+        "STRIDED_SLICE",
+        [activation("x", (1, 7, 7, 6), 0.1, 0, dtype), *constants],
+        activation("y", (1, 3, 3, 3), 0.1, 0, dtype),
+        MASKS,
+    )
+    assert_equal_codes(graph, flavour)
+    turned = dataclasses.replace(graph, nodes=(dataclasses.replace(graph.nodes[0]),))
+    turned.tensors["strides"].data[1] = -1
+    with pytest.raises(ValueError, match=r"STRIDED_SLICE has strides \[1, -1, 3, 1\] or a mask"):
+        kernels.run(turned, random_inputs(turned))
+
+
+@pytest.mark.parametrize("block", [2, 3])
+@pytest.mark.parametrize("op", ["DEPTH_TO_SPACE", "SPACE_TO_DEPTH"])
+def test_blocks_and_channels(op, block):
+    small, large = (1, 4, 3, 2 * block**2), (1, 4 * block, 3 * block, 2)
+    shapes = (small, large) if op == "DEPTH_TO_SPACE" else (large, small)
+    source, output = (activation(name, shape) for name, shape in zip("xy", shapes, strict=True))
+    graph = single(op, [source], output, {"block_size": block})
+    assert_equal_codes(graph, "xnnpack")
+    if op == "DEPTH_TO_SPACE":  # BUILTIN_REF has no version 2 of it
+        with pytest.raises(ValueError, match="BUILTIN_REF has no DEPTH_TO_SPACE of version 2"):
+            kernels.run(graph, random_inputs(graph), "reference")
+    else:
+        assert_equal_codes(graph, "reference")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_fully_connected_within_a_billionth_of_a_tie(flavour):
+    """The reference kernel multiplies in float64; 31-bit multipliers would round 1 of 4 otherwise."""
+    rng = np.random.default_rng(0)
+    count, wanted = 400_000, 500
+    middle, bias = rng.integers(0, 60, count) + 0.5, rng.integers(500, 60_000, count)
+    source, target = np.float32(0.058974266), np.float32(0.02377987)
+    scale = (middle / bias * float(target) / float(source)).astype(np.float32)
+    real = float(source) * scale.astype(np.float64) / float(target) * bias
+    nearest = np.argsort(np.abs(real - middle))[:wanted]
+    scale, bias = scale[nearest], bias[nearest].astype(np.int32)
+    graph = single(
+        "FULLY_CONNECTED",
+        [
+            activation("x", (1, 4), source, 3),
+            constant("w", np.ones((wanted, 4), np.int8), scale, 0),
+            constant("b", bias, scale * source, 0),
+        ],
+        activation("y", (1, wanted), target, -4),
+        CENTRED | {"keep_num_dims": False},
+    )
+    assert_equal_codes(graph, flavour, {"x": np.full((1, 4), 3, np.int8)})
 
 
 # --- int16 activations, weights of 4 and 2 bits -------------------------------------------------
@@ -1045,6 +1183,20 @@ def test_int16_functions_for_all_65536_codes(op, attributes, scale, flavour):
     graph = single(op, tensors[:1], tensors[1], attributes)
     codes = np.arange(-(2**15), 2**15).astype(np.int16).reshape(shape)
     assert_equal_codes(graph, flavour, {"x": codes})
+
+
+@every_flavour
+@pytest.mark.parametrize("scale, output_scale", [(5e-4, 0.003), (1e-4, 0.01), (0.01, 1e-3)])
+def test_int16_reciprocal_roots_for_all_codes(scale, output_scale, flavour):
+    shape = (1, 256, 128, 1)
+    source, output = (
+        activation(name, shape, s, dtype="int16") for name, s in (("x", scale), ("y", output_scale))
+    )
+    graph = single("RSQRT", [source], output, {})
+    codes = np.arange(2**15).astype(np.int16).reshape(shape)
+    assert_equal_codes(graph, flavour, {"x": codes})
+    with pytest.raises(ValueError, match="RSQRT of a negative value, code -32768"):
+        kernels.run(graph, {"x": -1 - codes}, flavour)
 
 
 @every_flavour

@@ -531,13 +531,13 @@ REFUSED = {
         ),
         r"layer first has data_format 'channels_first'; TFLite kernels need 'channels_last'",
     ),
-    "elu": (
-        lambda: functional(lambda x: L.Conv2D(4, 3, activation="elu", name="soft")(x)),
-        r"layer soft has activation 'elu'; allowed are gelu, hard_sigmoid, hard_silu, leaky_relu",
+    "selu": (
+        lambda: functional(lambda x: L.Conv2D(4, 3, activation="selu", name="soft")(x)),
+        r"layer soft has activation 'selu'; allowed are elu, gelu, hard_sigmoid, hard_silu, leaky_relu",
     ),
-    "elu layer": (
-        lambda: functional(lambda x: L.Activation("elu", name="soft")(x)),
-        r"layer soft has activation 'elu'; allowed are gelu, hard_sigmoid, hard_silu, leaky_relu",
+    "selu layer": (
+        lambda: functional(lambda x: L.Activation("selu", name="soft")(x)),
+        r"layer soft has activation 'selu'; allowed are elu, gelu, hard_sigmoid, hard_silu, leaky_relu",
     ),
     "relu 3": (
         lambda: functional(lambda x: L.ReLU(max_value=3, name="three")(x)),

@@ -68,9 +68,8 @@ def elu(graph, node, inputs, kernel):
 def rsqrt(graph, node, inputs, kernel):
     """RSQRT: 1 / sqrt(x) in fixed point; of 0 the largest code; the same in all kernels."""
     source, output = requantization.ends(graph, node)
+    requantization.check_not_negative(node, inputs[0], source)
     values = inputs[0].astype(np.int64) - source.zero_point
-    if values.min(initial=0) < 0:
-        raise ValueError(f"node {node.name!r}: RSQRT of a negative value, code {inputs[0].min()}")
     real = 1 / (math.sqrt(float(source.scale)) * float(output.scale))
     multiplier, shift = fixed_point.quantize_multiplier(real)
     places = np.arange(1, max(int(values.max(initial=0)), 1) + 1)

@@ -189,7 +189,9 @@ def gelu(graph, node, inputs, kernel):
 
 def rsqrt(graph, node, inputs, kernel):
     """RSQRT: 1 / sqrt(x) by a table of 512 steps, linear between; of 0 the largest code."""
-    largest = np.float32(HIGHEST) * graph.tensors[node.outputs[0]].scale
+    source, output = requantization.ends(graph, node)
+    requantization.check_not_negative(node, inputs[0], source)
+    largest = np.float32(HIGHEST) * output.scale
 
     def function(x):
         positive = x > 0

@@ -131,3 +131,9 @@ def leaky_ratios(graph, node):
     source, output = ends(graph, node)
     alpha = np.float32(node.attributes["alpha"])
     return source.scale / output.scale, source.scale * alpha / output.scale
+
+
+def check_not_negative(node, codes, tensor):
+    """Raises ValueError where a code is below its zero point: the interpreter stops there."""
+    if codes.min(initial=tensor.zero_point) < tensor.zero_point:
+        raise ValueError(f"node {node.name!r}: {node.op} of a negative value, code {codes.min()}")

@@ -9,7 +9,7 @@ How fixed point rounds x * multiplier * 2^(shift - 31), weights of 2, 4 and 8 bi
 | DEPTHWISE_CONV_2D, channels below 8(n/8) | twice: up, then away | twice, ties up both times        |
 | DEPTHWISE_CONV_2D, the last n mod 8      | twice: up, then away | the same                         |
 | TRANSPOSE_CONV                           | as DEPTHWISE_CONV_2D | as DEPTHWISE_CONV_2D             |
-| FULLY_CONNECTED                          | once, ties away      | twice, ties up both times        |
+| FULLY_CONNECTED                          | float64, ties away   | twice, ties up both times        |
 | convolutions, int16 activations          | 15-bit multiplier, once, ties up | the same             |
 | FULLY_CONNECTED, int16 activations       | float64, ties away   | the same (with a bias)           |
 
@@ -83,6 +83,9 @@ def _codes(graph, node, sums, kernel):
     if node.op == "FULLY_CONNECTED" and weight.dtype == "int4" and kernel == "xnnpack":
         # The kernel multiplies by 16 * weight: 16 * sum wraps in int32.
         sums = (sums.astype(np.int64) + 2**27) % 2**28 - 2**27
+    if node.op == "FULLY_CONNECTED" and kernel == "reference":
+        real = sums.astype(np.float64) * requantization.weighted_scale_double(graph, node)
+        return requantization.finish(requantization.round_half_away(real), node, output, kernel)
     return requantization.requantize(
         sums,
         requantization.weighted_scale_double(graph, node),
@@ -98,16 +101,13 @@ def _rounding(node, source, weight, kernel):
     """Returns how fixed point rounds, of `fixed_point`: see the table above."""
     up = fixed_point.multiply_by_quantized_multiplier_ties_up
     away = fixed_point.multiply_by_quantized_multiplier
-    if node.op == "FULLY_CONNECTED":
-        return up if kernel == "builtin" else _once
     if kernel != "builtin":
         return away
+    if node.op == "FULLY_CONNECTED":
+        return up
     if node.op == "CONV_2D":
         return up if source.shape[-1] == weight.shape[-1] else away
     return _in_eights
-
-
-_once = fixed_point.multiply_by_quantized_multiplier_single_rounding
 
 
 def _in_eights(x, multiplier, shift):
