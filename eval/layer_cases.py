@@ -228,7 +228,7 @@ CASES = {
     "prelu, a slope a pixel": (lambda x: L.PReLU()(x), ["PRELU"]),
     "layer normalization": (
         lambda x: L.MaxPooling2D(1)(L.LayerNormalization()(x)),
-        ["MEAN", "SUB", "MUL", "MEAN", "DEPTHWISE_CONV_2D", "RSQRT", "MUL", "DEPTHWISE_CONV_2D"],,
+        ["MEAN", "SUB", "MUL", "MEAN", "DEPTHWISE_CONV_2D", "RSQRT", "MUL", "DEPTHWISE_CONV_2D"],
     ),
     "layer normalization before dense": (
         lambda x: L.Dense(6)(L.LayerNormalization(epsilon=1e-6)(x)),
@@ -246,7 +246,10 @@ CASES = {
         lambda x: L.Concatenate()([x[:, 1:-1, :-2, ::2], x[:, 2:, 2:, 1:2]]),
         ["STRIDED_SLICE", "SLICE", "CONCATENATION"],
     ),
-    "ops: a row": (lambda x: x * ops.expand_dims(x[:, 1], 1), ["SLICE", "RESHAPE", "RESHAPE", "MUL"]),
+    "ops: a row": (
+        lambda x: x * ops.expand_dims(x[:, 1], 1),
+        ["SLICE", "RESHAPE", "RESHAPE", "MUL"],
+    ),
     "ops: split": (
         lambda x: (lambda parts: parts[1] * parts[0])(ops.split(conv(x, 8), 2, axis=-1)),
         ["SLICE", "SLICE", "MUL"],

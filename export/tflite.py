@@ -15,9 +15,21 @@ The scheme that ptq.quantize or qat.train was given decides the precision:
 """
 
 import dataclasses
+import sys
 import time
 
-from lowbit import boundary, cli, files, lint, lowering, manifest, mlir, spec, tflite_file
+from lowbit import (
+    boundary,
+    cli,
+    files,
+    lint,
+    lowering,
+    manifest,
+    mlir,
+    placement,
+    spec,
+    tflite_file,
+)
 from lowbit.data import preprocess as preprocessing
 
 
@@ -40,6 +52,9 @@ class Config:
         "that unpack it and can be several times slower; int8 holds the same codes for XNNPACK.",
         choices=("int8", "packed"),
     )
+    strict: bool = cli.field(
+        False, "Refuse a model with a layer that stays in float for want of an integer kernel."
+    )
     route: str = cli.field(
         "direct",
         "direct: our flatbuffer writer; mlir: TensorFlow's converter on a fake-quant twin.",
@@ -56,6 +71,12 @@ def export(config: Config) -> dict:
     if scheme.weights is None and scheme.activations is not None:
         reason = spec.why_simulated_only(scheme)
         raise ValueError(f"{config.model}: {scheme.name} can be simulated only: {reason}")
+    in_float = placement.float_layers(model)
+    if in_float and config.strict:
+        raise ValueError(
+            f"{config.model}: {len(in_float)} layers have no integer form and would run in float: "
+            f"{', '.join(in_float)}"
+        )
     storage = lowering.Storage(
         packed=config.weight_storage == "packed",
         dynamic=scheme.dynamic,
@@ -90,7 +111,9 @@ def export(config: Config) -> dict:
     else:
         content = tflite_file.write(graph, stored)
         _verify(graph, content)
-    faults = lint.faults(content, config.output, io)
+    if in_float:
+        print(f"in float, for want of an integer form: {', '.join(in_float)}", file=sys.stderr)
+    faults = lint.faults(content, config.output, io, floats=True if in_float else None)
     if faults:
         raise ValueError(f"the file would have {len(faults)} faults, the first: {faults[0]}")
     files.save_bytes(content, config.output)
@@ -103,6 +126,7 @@ def export(config: Config) -> dict:
         "weight_storage": config.weight_storage,
         "output": config.output,
         "operations": len(graph.nodes),
+        "in_float": in_float,
         "size_bytes": len(content),
         "seconds": round(time.monotonic() - start, 3),
         "versions": manifest.versions(),

@@ -22,6 +22,7 @@ class Call:
     output: int
     keywords: dict[str, Any]  # arguments of the call that are not tensors
     rank: int = 4  # of the output, the batch axis counted
+    separate: bool = False  # several tensors, each an argument of its own, not in one list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,9 @@ def trace(model: keras.Model) -> Trace:
                 }
                 name = unique(f"{prefix}{operation.name}")
                 rank = len(output.shape)
-                calls.append(Call(layer, name, tuple(inputs), value, keywords, rank))
+                first = node.arguments.args[0] if node.arguments.args else None
+                separate = len(tensors) > 1 and isinstance(first, keras.KerasTensor)
+                calls.append(Call(layer, name, tuple(inputs), value, keywords, rank, separate))
         return [values[id(tensor)] for tensor in functional._outputs]
 
     top = _functional(model, "")
@@ -153,6 +156,8 @@ def run_calls(
 
 def run_call(call: Call, arguments: list, **keywords):
     """Returns what the layer of a call computes from other tensors; in inference, unless said."""
+    if call.separate:
+        return call.layer(*arguments, **(call.keywords | keywords))
     many = len(arguments) > 1 or isinstance(call.layer, keras.layers.Concatenate)
     return call.layer(arguments if many else arguments[0], **(call.keywords | keywords))
 

@@ -739,6 +739,42 @@ class QuantizedBilinear(keras.layers.Layer):
         return super().get_config() | {"size": self.size}
 
 
+@keras.saving.register_keras_serializable("lowbit")
+class InFloat(keras.layers.Layer):
+    """A layer that no integer kernel computes: it stays in float, between quantizers.
+
+    Args:
+      layer: a Keras layer with one output.
+      separate: whether it takes its tensors as arguments of their own, not as a list.
+      keywords: further arguments of its call.
+    """
+
+    def __init__(self, layer, separate=False, keywords=None, **kwargs):
+        super().__init__(**kwargs)
+        self.layer, self.separate, self.keywords = layer, bool(separate), dict(keywords or {})
+
+    def build(self, input_shape):
+        if not self.layer.built and not self.separate:
+            self.layer.build(input_shape)
+
+    def call(self, inputs, training=None):
+        arguments = inputs if self.separate else [inputs]
+        return self.layer(*arguments, training=training, **self.keywords)
+
+    def get_config(self):
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return super().get_config() | {
+            "layer": layer,
+            "separate": self.separate,
+            "keywords": self.keywords,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        layer = keras.saving.deserialize_keras_object(config["layer"])
+        return cls(**config | {"layer": layer})
+
+
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
 _WITH_QUANTIZERS = (*(_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear),)
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedConv2DTranspose, QuantizedDense)

@@ -86,7 +86,9 @@ FIXED_OUTPUT = {
 # --- faults -------------------------------------------------------------------------------------
 
 
-def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
+def faults(
+    content: bytes, name: str = "model", io: str = "any", floats: bool | None = None
+) -> list[str]:
     """Returns a line for each thing wrong with a `.tflite` file, naming its tensor or operation.
 
     Args:
@@ -94,6 +96,7 @@ def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
       name: for error messages.
       io: dtype that the graph's inputs and outputs must have; "any": also float32, where only
         QUANTIZE and DEQUANTIZE stand between it and integers.
+      floats: whether operations in float are right; None: where the file's scheme has them.
 
     Raises:
       TFLiteFileError: where the bytes are no `.tflite` file at all.
@@ -106,7 +109,8 @@ def faults(content: bytes, name: str = "model", io: str = "any") -> list[str]:
     if found:
         return found
     tensors = [tensor for graph in graphs for tensor in graph.tensors]
-    floats = computes_in_float(manifest(content) or {})
+    if floats is None:
+        floats = computes_in_float(manifest(content) or {})
     if not floats and not any(tensor.scale.size or tensor.blockwise for tensor in tensors):
         count = sum(tensor.dtype in FLOATS for tensor in tensors)
         return [f"float model: none of its {len(tensors)} tensors is quantized, {count} are float"]

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from lowbit import affine, functional, integer_graph, layers, quantizers
+from lowbit import affine, foreign, functional, integer_graph, layers, quantizers
 from lowbit.functional import UnsupportedModelError
 from lowbit.kernels import resizing
 
@@ -83,6 +83,29 @@ class _Builder:
                 self._append("QUANTIZE", f"{name}_quantize", [real.name], output, {})
                 return
         self._append(op, name, inputs, output, attributes)
+
+    def splice(self, fragment, name, sources, output) -> None:
+        """Adds the nodes of a float graph between activations; its names get `name/` in front."""
+        real = output
+        if output.quantization is not None:
+            real = self.add(_float_tensor(f"{output.name}_unquantized", output.shape))
+        names = {key: f"{name}/{key}" for key in fragment.tensors}
+        names |= zip(fragment.inputs, (self._as_float(t).name for t in sources), strict=True)
+        (last,) = fragment.outputs
+        if not fragment.nodes:  # the layer hands its input on
+            real = self.tensors[names[last]]
+        names[last] = real.name
+        for key, tensor in fragment.tensors.items():
+            if names[key] not in self.tensors:
+                self.add(dataclasses.replace(tensor, name=names[key]))
+        for node in fragment.nodes:
+            inputs, outputs = (
+                tuple(names[key] for key in keys) for keys in (node.inputs, node.outputs)
+            )
+            renamed = dataclasses.replace(node, name=outputs[0], inputs=inputs, outputs=outputs)
+            self.nodes.append(renamed)
+        if output.quantization is not None:
+            self._append("QUANTIZE", f"{name}_quantize", [real.name], output, {})
 
     def _append(self, op, name, inputs, output, attributes):
         node = integer_graph.Node(op, name, tuple(inputs), (output.name,), attributes)
@@ -527,6 +550,19 @@ def _lower_leaky_relu(builder, call, arguments, shape):
     return _Pending(finish)
 
 
+def _lower_in_float(builder, call, arguments, shape):
+    del shape
+    for source in arguments:
+        _in_network_units(source, f"layer {call.name}")
+
+    def finish(output, activation):
+        del activation
+        fragment = foreign.converted(call.layer, [tensor.shape for tensor in arguments])
+        builder.splice(fragment, call.name, arguments, output)
+
+    return _Pending(finish)
+
+
 def _lower_requantize(builder, call, arguments, shape):
     """A copy in fewer bits: `_finish` refuses those; in 8 bits nothing makes one."""
     del builder, arguments, shape
@@ -749,7 +785,7 @@ _L = keras.layers
 COMPUTES = (
     *(*layers.WEIGHTED, *layers.ARITHMETIC, layers.QuantizedMean),
     *(_L.Softmax, layers.QuantizedFunction, layers.QuantizedLeakyReLU),
-    *(layers.QuantizedPReLU, layers.QuantizedRsqrt),
+    *(layers.QuantizedPReLU, layers.QuantizedRsqrt, layers.InFloat),
 )
 LOWERINGS = {
     layers.QuantizedConv2D: _lower_weighted("CONV_2D"),
@@ -765,6 +801,7 @@ LOWERINGS = {
     layers.QuantizedLeakyReLU: _lower_leaky_relu,
     layers.QuantizedPReLU: _lower_prelu,
     layers.QuantizedRsqrt: _lower_rsqrt,
+    layers.InFloat: _lower_in_float,
     layers.Slice: _lower_slice,
     layers.BlocksToChannels: _lower_blocks,
     _L.AveragePooling2D: _lower_pool("AVERAGE_POOL_2D"),

@@ -20,6 +20,7 @@ their input's scale: TFLite's kernels require it.  All values so tied share one 
 import collections
 import dataclasses
 import fnmatch
+import json
 from collections.abc import Callable, Sequence
 
 import keras
@@ -33,7 +34,7 @@ from lowbit.functional import UnsupportedModelError
 SOURCES = (
     *("conv", "depthwise", "conv_transpose", "dense"),
     *("add", "subtract", "multiply", "mean", "requantize"),
-    *("softmax", "sigmoid", "tanh", "gelu", "elu", "leaky_relu", "prelu", "rsqrt"),
+    *("softmax", "sigmoid", "tanh", "gelu", "elu", "leaky_relu", "prelu", "rsqrt", "in_float"),
 )
 TIED = (
     *("average_pool", "max_pool", "global_max_pool", "concatenate", "maximum", "minimum"),
@@ -113,6 +114,7 @@ def place(
     decay: float = 0.99,
     rewrites: Sequence[Callable[["Network"], "Network"]] = (),
     weight_range: str = "minmax",
+    strict: bool = True,
 ) -> keras.Model:
     """Returns `model` with batch norms folded and quantizers placed; ranges are not set yet.
 
@@ -123,6 +125,7 @@ def place(
       decay: of their moving averages, for one batch.
       rewrites: further ones, run before the model is built: `bake_batch_norms`, and those of PTQ.
       weight_range: one of layers.WEIGHT_RANGES; "stored" starts as the kernel's own.
+      strict: refuse a layer without an integer form; else it stays in float, as layers.InFloat.
 
     Returns:
       A new functional model of layers that `.keras` files can hold; the weights are copies.
@@ -132,7 +135,7 @@ def place(
       ValueError: for a pattern of `scheme` that no layer matches.
     """
     bits = spec_lib.as_bits(scheme)
-    network = read(model)
+    network = read(model, strict)
     standard = (
         *(find_hard_sigmoids, merge_rescaling, fold_batch_norms, merge_padding, fuse_activations),
     )
@@ -146,8 +149,11 @@ def place(
 # --- read ---------------------------------------------------------------------------------------
 
 
-def read(model: keras.Model) -> Network:
-    """Returns the model's operations, with values that a dropped layer hands on replaced."""
+def read(model: keras.Model, strict: bool = True) -> Network:
+    """Returns the model's operations, with values that a dropped layer hands on replaced.
+
+    A layer without an integer form is refused if `strict`, else an operation "in_float".
+    """
     trace = functional.trace(model)
     fresh = iter(range(10**9, 2 * 10**9))  # numbers for values that no layer of the model made
     handed_on: dict[int, int] = {}
@@ -160,10 +166,17 @@ def read(model: keras.Model) -> Network:
         read_one = READERS.get(kind)
         if read_one is None and kind.__module__.startswith("keras."):
             read_one = _READERS_BY_NAME.get(kind.__name__)
-        if read_one is None:
+        if kind is quantizers.ActivationQuantizer or (read_one is None and strict):
             raise _unknown_layer(call, trace)
         _check_supported(call, trace)
-        made = read_one(call, inputs, fresh)
+        try:
+            if read_one is None:
+                raise _unknown_layer(call, trace)
+            made = read_one(call, inputs, fresh)
+        except UnsupportedModelError as error:
+            if strict:
+                raise
+            made = [_in_float(call, inputs, str(error))]
         if not made:
             handed_on[call.output] = inputs[0]
         for operation in made:
@@ -174,6 +187,35 @@ def read(model: keras.Model) -> Network:
             operations.append(_named_apart(operation, call, taken))
     outputs = tuple(handed_on.get(value, value) for value in trace.outputs)
     return Network(dataclasses.replace(trace, shapes=shapes), tuple(operations), outputs)
+
+
+def _in_float(call, inputs, reason):
+    """Returns a layer as an operation that stays in float."""
+    try:
+        json.dumps(call.keywords)
+        config = keras.saving.serialize_keras_object(call.layer)
+        copy = keras.saving.deserialize_keras_object(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"{reason}; nor can it stay in float: it cannot be copied ({error})"
+        ) from error
+    weights = dict(enumerate(call.layer.get_weights()))
+    config = {"copy": copy, "separate": call.separate, "keywords": call.keywords, "reason": reason}
+    return Operation(
+        "in_float",
+        call.name,
+        inputs,
+        call.output,
+        call.layer,
+        weights,
+        label=call.name,
+        config=config,
+    )
+
+
+def float_layers(model: keras.Model) -> list[str]:
+    """Returns the names of the layers of a placed model that stay in float for want of a kernel."""
+    return [layer.name for layer in model.layers if isinstance(layer, layers.InFloat)]
 
 
 def _named_apart(operation, call, taken):
@@ -1052,7 +1094,10 @@ def build(
             layer = layers.QuantizedBilinear(size, name=operation.name)
         else:
             layer = _build_layer(operation, scheme, weight_range, built_layers)
-        tensor = layer(arguments if operation.kind in _MANY else arguments[0])
+        many = operation.kind in _MANY or len(arguments) > 1
+        tensor = layer(arguments if many else arguments[0])
+        if operation.kind == "in_float":
+            layer.layer.set_weights([operation.weights[i] for i in range(len(operation.weights))])
         if operation.kind in SOURCES:
             tensor = quantize(operation.output, tensor, operation.activation, operation.label)
         elif operation.kind in ("average_pool", "bilinear"):  # kernels round to the input's codes
@@ -1223,6 +1268,9 @@ def _build_layer(operation, scheme, weight_range, built):
             return layers.QuantizedMean(
                 axes, keepdims=setting(operation, "keepdims"), name=operation.name, dtype="float32"
             )
+        if operation.kind == "in_float":
+            config = {key: operation.config[key] for key in ("separate", "keywords")}
+            return layers.InFloat(operation.config["copy"], **config, name=operation.name)
         if operation.kind == "rsqrt":
             return layers.QuantizedRsqrt(name=operation.name)
         if operation.kind in _FUNCTIONS:

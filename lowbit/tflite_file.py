@@ -117,6 +117,10 @@ OPTIONS = {
 }
 
 
+# Attribute of a node that another tool wrote: its operator as the file had it, and its version.
+VERBATIM = "verbatim"
+
+
 # --- write --------------------------------------------------------------------------------------
 
 
@@ -225,11 +229,12 @@ def _unpacked(content, bits, count) -> np.ndarray:
 
 
 def _write_operator(node, graph, indices, codes, model):
-    if node.op not in OPTIONS:
+    held, version = node.attributes.get(VERBATIM, (None, None))
+    if held is None and node.op not in OPTIONS:
         raise ValueError(
             f"node {node.name}: no writer for {node.op}; known are {', '.join(OPTIONS)}"
         )
-    key = (node.op, operator_versions.operator_version(node, graph.tensors))
+    key = (node.op, version or operator_versions.operator_version(node, graph.tensors))
     if key not in codes:
         code = schema.OperatorCodeT()
         code.builtinCode = OPERATOR_NUMBERS[node.op]
@@ -241,6 +246,16 @@ def _write_operator(node, graph, indices, codes, model):
     operator.opcodeIndex = codes[key]
     operator.inputs = [indices[name] for name in node.inputs]
     operator.outputs = [indices[name] for name in node.outputs]
+    if held is not None:
+        operator.builtinOptions, operator.builtinOptionsType = (
+            held.builtinOptions,
+            held.builtinOptionsType,
+        )
+        operator.builtinOptions2, operator.builtinOptions2Type = (
+            held.builtinOptions2,
+            held.builtinOptions2Type,
+        )
+        return operator
     table, fields = OPTIONS[node.op]
     if table is not None:
         options = getattr(schema, f"{table}T")()
@@ -446,10 +461,13 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     return OPERATOR_NAMES.get(number, f"operator {number}")
 
 
-def read(content: bytes, name: str = "model") -> integer_graph.IntegerGraph:
+def read(content: bytes, name: str = "model", verbatim: bool = False) -> integer_graph.IntegerGraph:
     """Returns the first subgraph of a `.tflite` file as an integer graph.
 
     Tensors without a name, or with another's, get "#index" appended.
+
+    Args:
+      verbatim: nodes hold their options as the file has them, as `VERBATIM`, for `write` to repeat.
 
     Raises:
       TFLiteFileError: for damaged bytes.
@@ -473,7 +491,7 @@ def read(content: bytes, name: str = "model") -> integer_graph.IntegerGraph:
                 buffer_array(model, tensor) if DTYPE_NAMES[tensor.type] in _ARRAY_DTYPES else None,
             )
         nodes = tuple(
-            _read_operator(model, operator, number, names)
+            _read_operator(model, operator, number, names, verbatim)
             for number, operator in enumerate(subgraph.operators or [])
         )
         return integer_graph.IntegerGraph(
@@ -513,13 +531,16 @@ def _read_quantization(parameters):
     return integer_graph.Quantization(scale, zero_point, axis)
 
 
-def _read_operator(model, operator, number, names):
+def _read_operator(model, operator, number, names, verbatim):
     op = operator_name(model, operator)
     # -1 stands for an optional input that is left out, such as a bias.
     inputs = tuple(names[index] for index in sequence(operator.inputs) if index >= 0)
     outputs = tuple(names[index] for index in sequence(operator.outputs))
     name = outputs[0] if outputs else f"{op}#{number}"
     attributes, (table, fields) = {}, OPTIONS.get(op, (None, {}))
+    if verbatim:
+        version = model.operatorCodes[operator.opcodeIndex].version
+        return integer_graph.Node(op, name, inputs, outputs, {VERBATIM: (operator, version)})
     if fields and operator.builtinOptions is not None:
         if not isinstance(operator.builtinOptions, getattr(schema, f"{table}T")):
             held = type(operator.builtinOptions).__name__.removesuffix("T")

@@ -18,6 +18,7 @@ from lowbit import (
     layers,
     manifest,
     models,
+    placement,
     progress,
     quantizers,
     ranges,
@@ -69,6 +70,9 @@ class Config:
         "Range estimator; default: the recipe's (plain: minmax).",
         choices=ranges.CALIBRATORS,
     )
+    strict: bool = cli.field(
+        False, "Refuse a layer without an integer form; else it stays in float, and is named."
+    )
     batch_size: int = cli.field(10, "Images that run through the network at a time.")
     seed: int = cli.field(0, "Which images are drawn.")
 
@@ -91,7 +95,9 @@ def quantize(config: Config) -> dict:
     input_shape = models.image_input(model, config.model)
     text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     preprocess = preprocessing.parse(text)
-    quantized, reference = recipes.place(model, bits, recipe.corrections)
+    quantized, reference = recipes.place(model, bits, recipe.corrections, config.strict)
+    for name in placement.float_layers(quantized):
+        print(f"layer {name} has no integer form and stays in float", file=sys.stderr)
     count = datasets.available(config.calibration_images, dataset, "--calibration_images")
 
     def images():

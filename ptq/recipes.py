@@ -67,14 +67,17 @@ def check(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def place(
-    model: keras.Model, bits: spec_lib.Scheme | spec_lib.Bits, names: tuple[str, ...]
+    model: keras.Model,
+    bits: spec_lib.Scheme | spec_lib.Bits,
+    names: tuple[str, ...],
+    strict: bool = True,
 ) -> tuple[keras.Model, keras.Model | None]:
     """Returns the placed model with its rewrites, and its float twin where a walk will need one.
 
     Without corrections the batch norms stay parameters of the layers, for training to go on.
     """
     if not names:
-        return placement.place(model, bits), None
+        return placement.place(model, bits, strict=strict), None
     functions = {
         "equalization": equalization.equalize,
         "absorption": equalization.absorb,
@@ -82,10 +85,12 @@ def place(
     }
     rewrites = [placement.bake_batch_norms]
     rewrites += [functions[name] for name in REWRITES if name in names]
-    quantized = placement.place(model, bits, rewrites=rewrites, weight_range="stored")
+    quantized = placement.place(
+        model, bits, rewrites=rewrites, weight_range="stored", strict=strict
+    )
     if all(name in REWRITES for name in names):
         return quantized, None
-    return quantized, placement.place(model, bits, rewrites=rewrites)
+    return quantized, placement.place(model, bits, rewrites=rewrites, strict=strict)
 
 
 def correct(

@@ -61,6 +61,9 @@ class Config:
         None, "tf, torch, caffe, raw, or mean,std; default: the model's own."
     )
     scheme: str = cli.field("w8a8", f"Bits and granularity: {spec.ALLOWED}.")
+    strict: bool = cli.field(
+        False, "Refuse a layer without an integer form; else it stays in float, and is named."
+    )
     override: str | None = cli.field(
         None, "Other bits by layer: PATTERN=SCHEME, with commas; the last that matches counts."
     )
@@ -269,7 +272,9 @@ def train(config: Config) -> dict:
     if not ptq_path.exists() and started is not None:
         manifest.save_model(started[0], ptq_path, started[1])
     elif not ptq_path.exists():
-        quantized = placement.place(float_model, bits)
+        quantized = placement.place(float_model, bits, strict=config.strict)
+        for name in placement.float_layers(quantized):
+            print(f"layer {name} has no integer form and stays in float", file=sys.stderr)
         if calibration.observed_points(quantized):
             count = datasets.available(
                 config.calibration_images, training_images, "--calibration_images"
