@@ -23,6 +23,7 @@ from eval import layer_cases, parity
 from lowbit import (
     calibration,
     cli,
+    extension,
     files,
     integer_graph,
     lint,
@@ -86,17 +87,23 @@ def check(config: Config) -> dict:
       ValueError: for an unknown case, or where codes differ.
     """
     start = time.monotonic()
-    names = list(layer_cases.CASES)
+    known = known_cases()
+    names = list(known)
     if config.cases is not None:
         names = [name.strip() for name in config.cases.split(";")]
-        unknown = [name for name in names if name not in layer_cases.CASES]
+        unknown = [name for name in names if name not in known]
         if unknown:
-            raise ValueError(f"--cases: {unknown[0]!r} is none of {'; '.join(layer_cases.CASES)}")
+            raise ValueError(f"--cases: {unknown[0]!r} is none of {'; '.join(known)}")
     row = table(names, config) if config.models == 0 else random_networks(names, config)
     row |= {"seconds": round(time.monotonic() - start, 1), "versions": manifest.versions()}
     if row["differing"]:
         raise ValueError(f"{row['differing']} codes differ, the first in {row['first']}")
     return row
+
+
+def known_cases() -> dict:
+    """Returns layer_cases.CASES, and those of the extensions."""
+    return layer_cases.CASES | extension.cases()
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -333,7 +340,7 @@ def build(plan: Plan) -> tuple[keras.Model, list[str]]:
     for name in plan.cases:
         if min(x.shape[1:3]) < SMALLEST:
             break
-        made = layer_cases.CASES[name][0](x)
+        made = known_cases()[name][0](x)
         used.append(name)
         if len(plan.cases) > 1 and random.random() < 0.35:
             if made.shape == x.shape:

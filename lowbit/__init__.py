@@ -24,6 +24,7 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     lowering       quantized model to integer graph
     tflite_view, census, lint      any tool's file: what it holds, costs, and does wrong
     onnx_file/             integer graph to ONNX, quantize-dequantize pairs or exact
+    extension      a layer that none of these know, from a file of the user's
     boundary, mlir         uint8 and float32 input and output; the MLIR route
     data, models   images; networks
     files, results, plots, progress    files written whole; rows, pictures, bars

@@ -41,6 +41,7 @@ def run(main: Callable, config_class: type) -> None:
     """Parses the command line into a `config_class`, calls `main` with it, prints its result row."""
     _check_checkout(main)
     values = flags.FlagValues()
+    _define(_EXTENSIONS, str | None, values)
     for item in dataclasses.fields(config_class):
         _define(item, typing.get_type_hints(config_class)[item.name], values)
     program = f"python -m {_module_name(main)}"
@@ -56,6 +57,10 @@ def run(main: Callable, config_class: type) -> None:
         config = config_class(**{name: getattr(values, name) for name in names})
     except (flags.Error, ValueError) as error:
         fail(f"{error} (see {program} --help)")
+    try:
+        _load_extensions(values.extensions)
+    except USER_ERRORS as error:
+        fail(str(error))
     flags.FLAGS([sys.argv[0]])  # absl's own flags keep their defaults
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
@@ -69,6 +74,28 @@ def run(main: Callable, config_class: type) -> None:
         print(json.dumps(row, allow_nan=False), flush=True)
     except OSError as error:  # stdout is full or closed
         fail(f"the result row could not be printed: {error}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    """Flags of every tool."""
+
+    extensions: str | None = field(
+        None,
+        "Python files, with commas, that teach layers (docs/adding_a_layer.md) or define those of a "
+        "model; they are run.",
+    )
+
+
+(_EXTENSIONS,) = dataclasses.fields(_Common)
+
+
+def _load_extensions(paths: str | None) -> None:
+    if paths:
+        from lowbit import extension  # Keras, which not every tool needs
+
+        for path in paths.split(","):
+            extension.load(path.strip())
 
 
 def fail(message: str) -> typing.NoReturn:

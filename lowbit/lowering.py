@@ -33,7 +33,7 @@ SMALLEST_MULTIPLIER = 2.0**-32
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pending:
+class Pending:
     """An operation whose output's scale is not known yet; `finish` adds its node."""
 
     finish: Callable[[integer_graph.Tensor, str | None], None]
@@ -143,10 +143,10 @@ def lower(
     """
     trace = functional.trace(model)
     builder = _Builder(storage or Storage())
-    values: dict[int, integer_graph.Tensor | _Pending] = {}
+    values: dict[int, integer_graph.Tensor | Pending] = {}
     inputs: list[str] = []
     for value in trace.inputs:
-        values[value] = _Pending(lambda made, activation: inputs.append(made.name))
+        values[value] = Pending(lambda made, activation: inputs.append(made.name))
     for call in trace.calls:
         arguments = [values[value] for value in call.inputs]
         shape = (1, *trace.shapes[call.output][1:])
@@ -159,7 +159,7 @@ def lower(
                 f"layer {call.name} ({type(call.layer).__name__}) has no integer form: is this a "
                 "model that ptq.quantize or qat.train saved?"
             )
-        if any(isinstance(argument, _Pending) for argument in arguments):
+        if any(isinstance(argument, Pending) for argument in arguments):
             raise UnsupportedModelError(f"layer {call.name} takes a value that is not quantized")
         values[call.output] = lower_one(builder, call, arguments, shape)
     outputs = []
@@ -283,7 +283,7 @@ def _lower_weighted(op):
                 return
             builder.node(op, call.name, inputs, output, **attributes)
 
-        return _Pending(finish)
+        return Pending(finish)
 
     return lower_layer
 
@@ -454,7 +454,7 @@ def _lower_arithmetic(op):
             names = [tensor.name for tensor in arguments]
             builder.node(op, call.name, names, output, activation=_ACTIVATION_NAMES[activation])
 
-        return _Pending(finish, unit)
+        return Pending(finish, unit)
 
     return lower_layer
 
@@ -468,7 +468,7 @@ def _lower_mean(builder, call, arguments, shape):
         inputs = [arguments[0].name, axes]
         builder.node("MEAN", call.name, inputs, output, keep_dims=bool(call.layer.keepdims))
 
-    return _Pending(finish, arguments[0].unit)
+    return Pending(finish, arguments[0].unit)
 
 
 def _lower_softmax(builder, call, arguments, shape):
@@ -479,7 +479,7 @@ def _lower_softmax(builder, call, arguments, shape):
         del activation
         builder.node("SOFTMAX", call.name, [arguments[0].name], output, beta=1.0)
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 def _lower_function(builder, call, arguments, shape):
@@ -491,7 +491,7 @@ def _lower_function(builder, call, arguments, shape):
         op, attributes = _FUNCTION_NAMES[call.layer.activation.__name__]
         builder.node(op, call.name, [arguments[0].name], output, **attributes)
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 _FUNCTION_NAMES = {
@@ -517,7 +517,7 @@ def _lower_rsqrt(builder, call, arguments, shape):
         del activation
         builder.node("RSQRT", call.name, [source.name], output)
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 def _lower_prelu(builder, call, arguments, shape):
@@ -535,7 +535,7 @@ def _lower_prelu(builder, call, arguments, shape):
             name = builder.constant(f"{call.name}/alpha", codes.astype(np.int8), scale)
         builder.node("PRELU", call.name, [source.name, name], output)
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 def _lower_leaky_relu(builder, call, arguments, shape):
@@ -547,7 +547,7 @@ def _lower_leaky_relu(builder, call, arguments, shape):
         alpha = float(np.float32(call.layer.negative_slope))
         builder.node("LEAKY_RELU", call.name, [arguments[0].name], output, alpha=alpha)
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 def _lower_in_float(builder, call, arguments, shape):
@@ -560,7 +560,7 @@ def _lower_in_float(builder, call, arguments, shape):
         fragment = foreign.converted(call.layer, [tensor.shape for tensor in arguments])
         builder.splice(fragment, call.name, arguments, output)
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 def _lower_requantize(builder, call, arguments, shape):
@@ -572,7 +572,7 @@ def _lower_requantize(builder, call, arguments, shape):
             f"layer {call.name} quantizes a tensor a second time; that can be simulated only"
         )
 
-    return _Pending(finish)
+    return Pending(finish)
 
 
 # --- operations that keep their input's scale ---------------------------------------------------

@@ -73,7 +73,8 @@ def _reason(error: Exception) -> str:
     if "Lambda" in text or "lambda" in text:
         return "holds a Lambda layer, whose Python code is not run; replace it by a Keras layer"
     if "Could not locate class" in text or "Could not locate function" in text:
-        return f"holds a custom layer of another tool: {text.strip().splitlines()[0]}"
+        line = text.strip().splitlines()[0]
+        return f"holds a custom layer; name the file that defines it by --extensions: {line}"
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from lowbit import integer_graph
 
 # op: {dtype of the first input: version}; what is not named is version 1.
-_BY_INPUT = {
+BY_INPUT = {
     **dict.fromkeys(("MAX_POOL_2D", "AVERAGE_POOL_2D"), {"int8": 2, "int16": 3}),
     **dict.fromkeys(("LOGISTIC", "TANH", "SOFTMAX", "CONCATENATION"), {"int8": 2, "int16": 3}),
     **dict.fromkeys(("MEAN", "RELU6", "PAD", "RELU"), {"int8": 2, "int16": 3}),
@@ -64,7 +64,7 @@ def operator_version(node: integer_graph.Node, tensors: Mapping[str, integer_gra
         return max(version, _PER_CHANNEL_DEQUANTIZE) if _per_channel(source) else version
     if node.op == "QUANTIZE":
         return 2 if tensors[node.outputs[0]].dtype == "int16" or source.dtype != "float32" else 1
-    version = _BY_INPUT.get(node.op, {}).get(source.dtype, 1)
+    version = BY_INPUT.get(node.op, {}).get(source.dtype, 1)
     if node.attributes.get("half_pixel_centers") or node.attributes.get("align_corners"):
         return max(version, 3)
     return version

@@ -56,6 +56,8 @@ _QUANTIZED_LAYER = {
     "conv_transpose": layers.QuantizedConv2DTranspose,
     "dense": layers.QuantizedDense,
 }
+# Kinds whose layer is made of the float one's configuration; the others keep the float one's class.
+QUANTIZED = {"prelu": layers.QuantizedPReLU}
 _TWO_INPUTS = {
     "add": layers.QuantizedAdd,
     "subtract": layers.QuantizedSubtract,
@@ -1283,8 +1285,7 @@ def _build_layer(operation, scheme, weight_range, built):
         if operation.kind in _TWO_INPUTS:
             return _TWO_INPUTS[operation.kind](name=operation.name, dtype="float32")
         config = operation.layer.get_config() | {"name": operation.name, "dtype": "float32"}
-        kind = layers.QuantizedPReLU if operation.kind == "prelu" else type(operation.layer)
-        layer = kind.from_config(config)
+        layer = QUANTIZED.get(operation.kind, type(operation.layer)).from_config(config)
         if operation.weights:
             layer.build((None, *operation.weights["alpha"].shape))
             layer.alpha.assign(operation.weights["alpha"])

@@ -111,9 +111,9 @@ def run_node(
     """
     if kernels not in FLAVOURS:
         raise ValueError(f"kernels must be one of {FLAVOURS}, got {kernels!r}")
-    if node.op not in _KERNELS:
+    if node.op not in KERNELS:
         raise ValueError(
-            f"node {node.name!r}: no kernel for {node.op!r}; there is one for {sorted(_KERNELS)}"
+            f"node {node.name!r}: no kernel for {node.op!r}; there is one for {sorted(KERNELS)}"
         )
     try:
         _check_scales(graph, node)
@@ -147,7 +147,7 @@ def _kernel_of(graph, node):
         raise ValueError(
             f"node {node.name!r} ({node.op}) computes in float32; the simulator has integer kernels"
         )
-    return _INT16[node.op] if "int16" in dtypes else _KERNELS[node.op]
+    return (int16.KERNELS if "int16" in dtypes else KERNELS).get(node.op, KERNELS[node.op])
 
 
 def _check_inputs(graph, inputs):
@@ -171,7 +171,7 @@ def _value(graph, node, name, values):
     return tensor.data
 
 
-_KERNELS = {
+KERNELS = {
     "ADD": elementwise.add,
     "AVERAGE_POOL_2D": pooling.average_pool_2d,
     "CONCATENATION": moving.concatenation,
@@ -208,4 +208,3 @@ _KERNELS = {
     "TRANSPOSE": moving.transpose,
     "TRANSPOSE_CONV": weighted.transpose_conv,
 }
-_INT16 = _KERNELS | int16.KERNELS

@@ -17,7 +17,7 @@ _SAME_SCALE = (
     *("MAX_POOL_2D", "CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE", "MAXIMUM", "MINIMUM"),
     *("RESIZE_BILINEAR", "DEPTH_TO_SPACE", "SPACE_TO_DEPTH"),
 )
-_LEFT = (  # whatever their scales
+LEFT = (  # whatever their scales
     *("SOFTMAX", "RELU", "RELU6", "RELU_0_TO_1", "GELU", "PRELU", "RSQRT", "STRIDED_SLICE"),
     *("AVERAGE_POOL_2D", "RESIZE_NEAREST_NEIGHBOR"),
 )
@@ -47,7 +47,7 @@ def placement_of(
     left = _packed_reason(graph, node) or _transposed_reason(graph, node)
     if left:
         return "builtin", left
-    if node.op in _LEFT:
+    if node.op in LEFT:
         return "builtin", f"the delegate takes no 8-bit {node.op}"
     ranged = _ratio_reason(graph, node)
     if ranged:
