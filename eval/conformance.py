@@ -346,9 +346,7 @@ def build(plan: Plan) -> tuple[keras.Model, list[str]]:
             if made.shape == x.shape:
                 made = L.Add()([x, made])
             elif made.shape[1:3] == x.shape[1:3]:
-                # Behind a convolution: a fixed scale (of a tanh) cannot be shared.
-                joined = L.Conv2D(3, 1)(made)
-                made = L.Concatenate()([L.Conv2D(3, 1)(x), joined])
+                made = L.Concatenate()([L.Conv2D(3, 1)(x), L.Conv2D(3, 1)(made)])
         x = made
     x = L.Conv2D(6, min(3, *x.shape[1:3]), padding="same", name="after")(x)
     model = keras.Model(

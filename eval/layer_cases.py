@@ -242,6 +242,14 @@ CASES = {
         lambda x: L.Add()([x, conv(x) * np.linspace(0.5, 2, x.shape[-1], dtype=np.float32)]),
         ["CONV_2D", "ADD"],
     ),
+    "functions of fixed scales joined": (
+        lambda x: L.Concatenate()([L.Activation("sigmoid")(x), conv(x, activation="tanh"), x]),
+        ["TANH", "LOGISTIC", "QUANTIZE", "QUANTIZE", "CONCATENATION"],
+    ),
+    "two fixed scales joined, one moved": (
+        lambda x: L.Maximum()([ops.tanh(x), L.Permute((1, 2, 3))(ops.sigmoid(conv(x)))]),
+        ["LOGISTIC", "TANH", "QUANTIZE", "QUANTIZE", "MAXIMUM"],
+    ),
     "ops: slices": (
         lambda x: L.Concatenate()([x[:, 1:-1, :-2, ::2], x[:, 2:, 2:, 1:2]]),
         ["STRIDED_SLICE", "SLICE", "CONCATENATION"],

@@ -703,6 +703,27 @@ class QuantizedLeakyReLU(keras.layers.LeakyReLU):
 
 
 @keras.saving.register_keras_serializable("lowbit")
+class QuantizedRequantize(keras.layers.Layer):
+    """x on another scale; in inference from 8 bits to 8 with XNNPACK's integers.
+
+    m = rint(256 * s_in / s_out)
+    y = floor((code * m + 128) / 256) * s_out      code less its zero point
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.input_quantizer = self.output_quantizer = _no_quantizer
+
+    def call(self, x, training=None):
+        before, after = self.input_quantizer(), self.output_quantizer()
+        scale, output_scale = _scale_of(before), _scale_of(after)
+        if training or None in (scale, output_scale) or {before.spec.bits, after.spec.bits} != {8}:
+            return ops.copy(x)
+        multiplier = ops.round(256.0 * (scale / output_scale))
+        return ops.floor((ops.round(x / scale) * multiplier + 128.0) / 256.0) * output_scale
+
+
+@keras.saving.register_keras_serializable("lowbit")
 class QuantizedBilinear(keras.layers.Layer):
     """Images (n, h, w, c) resized bilinearly, pixels' centres at 1/2, as Keras and TensorFlow do.
 
@@ -776,7 +797,9 @@ class InFloat(keras.layers.Layer):
 
 
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
-_WITH_QUANTIZERS = (*(_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear),)
+_WITH_QUANTIZERS = (
+    *(_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear, QuantizedRequantize),
+)
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedConv2DTranspose, QuantizedDense)
 
 

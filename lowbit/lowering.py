@@ -107,6 +107,10 @@ class _Builder:
         if output.quantization is not None:
             self._append("QUANTIZE", f"{name}_quantize", [real.name], output, {})
 
+    def convert(self, op, name, source, output) -> None:
+        """Adds a QUANTIZE or DEQUANTIZE."""
+        self._append(op, name, [source.name], output, {})
+
     def _append(self, op, name, inputs, output, attributes):
         node = integer_graph.Node(op, name, tuple(inputs), (output.name,), attributes)
         self.nodes.append(node)
@@ -564,13 +568,18 @@ def _lower_in_float(builder, call, arguments, shape):
 
 
 def _lower_requantize(builder, call, arguments, shape):
-    """A copy in fewer bits: `_finish` refuses those; in 8 bits nothing makes one."""
-    del builder, arguments, shape
+    """A copy on another scale; of fewer bits `_finish` refuses it."""
+    del shape
+    (source,) = arguments
+    _in_network_units(source, f"layer {call.name}")
 
     def finish(output, activation):
-        raise UnsupportedModelError(
-            f"layer {call.name} quantizes a tensor a second time; that can be simulated only"
-        )
+        del activation
+        if source.quantization is None and output.quantization is None:
+            _reshape(builder, call.name, source, output)  # float32 has operations, but no scale
+            return
+        op = "DEQUANTIZE" if output.quantization is None else "QUANTIZE"
+        builder.convert(op, call.name, source, output)
 
     return Pending(finish)
 
@@ -818,5 +827,5 @@ LOWERINGS = {
     _L.Flatten: _lower_reshape,
     _L.Reshape: _lower_reshape,
     _L.ReLU: _lower_relu,
-    _L.Identity: _lower_requantize,
+    layers.QuantizedRequantize: _lower_requantize,
 }

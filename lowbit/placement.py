@@ -10,6 +10,8 @@ The rewrites, in order; each is one function from operations to operations:
   merge_padding      ZeroPadding2D into a VALID convolution, where SAME gives the same numbers
   fuse_activations   ReLU and ReLU6 into the quantizer of the operation before
   requantize         low-bit copies of what additions read and write, where those keep more bits
+  part_fixed         a copy on another scale, where a concatenation or the like joins what a kernel
+                     has fixed the scale of (a tanh) with something else
   build              a Keras model again: each operation that computes new values (convolution, add,
                      mean, softmax, the input) is followed by an ActivationQuantizer
 
@@ -145,6 +147,8 @@ def place(
         network = rewrite(network)
     if bits.additions is not None and bits.additions.activations != bits.scheme.activations:
         network = requantize(network)
+    if any(scheme.activations is not None for scheme in bits.schemes()):
+        network = part_fixed(network)
     return build(network, bits, range_mode, decay, weight_range)
 
 
@@ -1041,6 +1045,36 @@ def requantize(network: Network) -> Network:
     return dataclasses.replace(network, trace=trace, operations=tuple(operations))
 
 
+def part_fixed(network: Network) -> Network:
+    """Gives operations that join values a copy of those whose scale is fixed, where others join in."""
+    fresh = iter(range(4 * 10**9, 5 * 10**9))
+    shapes = dict(network.trace.shapes)
+    parted = {value for group in _ties(network) for value in group.parted}
+    copies: dict[int, int] = {}
+    operations = []
+    for operation in network.operations:
+        if operation.kind in TIED:
+            inputs = tuple(copies.get(value, value) for value in operation.inputs)
+            operation = dataclasses.replace(operation, inputs=inputs)
+        operations.append(operation)
+        if operation.output in parted:
+            copies[operation.output] = next(fresh)
+            shapes[copies[operation.output]] = shapes.get(operation.output)
+            name = f"{operation.name}_copy"
+            operations.append(
+                Operation(
+                    "requantize",
+                    name,
+                    (operation.output,),
+                    copies[operation.output],
+                    None,
+                    label=name,
+                )
+            )
+    trace = dataclasses.replace(network.trace, shapes=shapes)
+    return dataclasses.replace(network, trace=trace, operations=tuple(operations))
+
+
 def _around_additions(network) -> set[int]:
     """Returns the values that additions read or write."""
     return {
@@ -1063,7 +1097,7 @@ def build(
 ) -> keras.Model:
     """Returns the Keras model of the operations, a quantizer after each that computes new values."""
     trace = network.trace
-    groups = _tied_groups(network)
+    groups = _ties(network)
     slots = {value: (group, slot) for group in groups for slot, value in enumerate(group.sources)}
     schemes = layer_schemes(network, bits)
     specs = _activation_specs(network, bits, schemes)
@@ -1122,9 +1156,11 @@ class _Group:
     values: tuple[int, ...]
     sources: tuple[int, ...]
     fixed: str | None  # of FIXED, where a kernel sets the scale
+    parted: tuple[int, ...]  # sources of a fixed scale that cannot be the group's
 
 
-def _tied_groups(network) -> list[_Group]:
+def _ties(network) -> list[_Group]:
+    """Returns the values that operations of kind TIED put on one scale."""
     parent: dict[int, int] = {}
 
     def find(value):
@@ -1150,16 +1186,13 @@ def _tied_groups(network) -> list[_Group]:
     for values in members.values():
         sources = tuple(value for value in values if kinds[value] in (*SOURCES, "input"))
         fixed = [value for value in sources if fixed_kinds[value] in FIXED]
-        kind = fixed_kinds[fixed[0]] if fixed else None
-        others = [value for value in sources if fixed_kinds[value] != kind] if fixed else []
-        if others:
-            name = names[fixed[0]]
-            raise UnsupportedModelError(
-                f"{kind} {name} and {names[others[0]]} must share a scale (a concatenation or the like "
-                f"joins them), but a {kind} has a fixed one; return them as two outputs"
-            )
+        wanted = {fixed_kinds[value] for value in sources}
         name = names[sources[0]] if len(sources) == 1 else names[values[-1]]
-        groups.append(_Group(name, tuple(values), sources, kind))
+        if not fixed or len(wanted) == 1:
+            kind = fixed_kinds[fixed[0]] if fixed else None
+            groups.append(_Group(name, tuple(values), sources, kind, ()))
+        else:
+            groups.append(_Group(name, tuple(values), sources, None, tuple(fixed)))
     return groups
 
 
@@ -1259,7 +1292,7 @@ def _fixed_range(kind, spec):
 def _build_layer(operation, scheme, weight_range, built):
     if operation.kind not in _QUANTIZED_LAYER:
         if operation.kind == "requantize":
-            return keras.layers.Identity(name=operation.name)
+            return layers.QuantizedRequantize(name=operation.name)
         if operation.kind == "activation":
             maximum = 6.0 if operation.activation == "relu6" else None
             return keras.layers.ReLU(maximum, name=operation.name)

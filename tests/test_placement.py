@@ -560,12 +560,6 @@ REFUSED = {
         lambda: functional(lambda x: L.Softmax(axis=1, name="tilted")(x)),
         r"layer tilted is a Softmax over axis 1; only the last is allowed",
     ),
-    "softmax joined": (
-        lambda: functional(
-            lambda x: L.Concatenate()([L.Softmax(name="p")(x), L.Conv2D(4, 1, name="q")(x)])
-        ),
-        r"softmax p and q must share a scale .*two outputs",
-    ),
     "batch norm axis": (
         lambda: functional(lambda x: L.BatchNormalization(axis=1, name="across")(x)),
         r"layer across is a BatchNormalization over axis 1",
