@@ -1,9 +1,10 @@
 """Check: names what is wrong with a `.tflite` file, of this tool or any other.
 
-    python -m export.check --model=model.tflite
+    python -m export.check --model=model.tflite [--target=tflite-micro]
 
-Each fault is a line on stderr and makes the exit code 1; notes are lines on stderr too.  The file
-is read, never run: no interpreter sees it.
+Each fault is a line on stderr and makes the exit code 1; notes are lines on stderr too.  With a
+target, an operation that it leaves to other kernels is a line "falls back: ..." and no fault; one
+for which it refuses the whole file is a fault.  The file is read, never run: no interpreter sees it.
 """
 
 import dataclasses
@@ -14,7 +15,9 @@ import time
 import numpy as np
 
 import lowbit
-from lowbit import cli, lint, tflite_file
+from lowbit import cli, lint, targets, tflite_file
+
+ANY_TARGET = "any"  # no target: what every runtime asks of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Config:
         "any",
         "What inputs and outputs must be; any: also float32, behind QUANTIZE and DEQUANTIZE.",
         choices=lint.IO,
+    )
+    target: str = cli.field(
+        ANY_TARGET,
+        "What shall run the file: also names the operations that it would not take.",
+        choices=(ANY_TARGET, *targets.TARGETS),
     )
 
 
@@ -43,8 +51,16 @@ def check(config: Config) -> dict:
     start = time.monotonic()
     content = tflite_file.load_bytes(config.model)
     found = lint.faults(content, config.model, config.io)
-    for note in lint.notes(content, config.model):
+    unsupported = []
+    if config.target != ANY_TARGET:
+        unsupported = targets.findings(content, config.model, config.target)
+    found += [f"{config.target}: {finding}" for finding in unsupported if finding.refused]
+    # For LiteRT the findings name what leaves XNNPACK.
+    for note in lint.notes(content, config.model, placement=config.target != "litert"):
         print(f"note: {note}", file=sys.stderr)
+    for finding in unsupported:
+        if not finding.refused:
+            print(f"falls back: {config.target}: {finding}", file=sys.stderr)
     for fault in found:
         print(f"fault: {fault}", file=sys.stderr)
     row = {
@@ -53,6 +69,10 @@ def check(config: Config) -> dict:
         "io": config.io,
         "faults": len(found),
         "first_fault": found[0] if found else None,
+        "target": config.target,
+        "unsupported": len({finding.label for finding in unsupported}),  # operations
+        "first_unsupported": str(unsupported[0]) if unsupported else None,
+        "min_runtime": lint.minimum_runtime(content, config.model),
         "scheme": (lint.manifest(content) or {}).get("scheme"),
         "size_bytes": len(content),
         "seconds": round(time.monotonic() - start, 3),

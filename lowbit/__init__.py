@@ -19,10 +19,11 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     auto_ranges    of several ranges the one that hurts the next layers least
     calibration    ranges from images
     walk           a quantized and a float model side by side, operation by operation
-    operator_versions, tflite_file     integer graph to `.tflite` and back
+    operator_versions, runtime_versions, tflite_file     integer graph to `.tflite` and back
     foreign        a layer without an integer form, as the operations that TensorFlow makes of it
     lowering       quantized model to integer graph
     tflite_view, census, lint      any tool's file: what it holds, costs, and does wrong
+    targets        what of any tool's file a runtime or a chip does not take
     onnx_file/             integer graph to ONNX, quantize-dequantize pairs or exact
     extension      a layer that none of these know, from a file of the user's
     boundary, mlir         uint8 and float32 input and output; the MLIR route

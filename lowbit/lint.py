@@ -27,7 +27,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from lowbit import integer_graph, operator_versions, spec, tflite_file, tflite_view
+from lowbit import (
+    integer_graph,
+    operator_versions,
+    runtime_versions,
+    spec,
+    tflite_file,
+    tflite_view,
+)
 from lowbit.kernels import delegate
 
 IO = ("any", "int8", "int16", "uint8", "float32")  # dtype that inputs and outputs must have
@@ -499,8 +506,13 @@ def _needed_version(operation, inputs) -> int | None:
 # --- notes --------------------------------------------------------------------------------------
 
 
-def notes(content: bytes, name: str = "model") -> list[str]:
-    """Returns lines about a `.tflite` file that are no faults: its size, its origin, its kernels.
+def notes(content: bytes, name: str = "model", placement: bool = True) -> list[str]:
+    """Returns lines about a `.tflite` file that are no faults: size, origin, kernels, runtime.
+
+    Args:
+      content: the file's bytes.
+      name: for error messages.
+      placement: whether to name each operation that leaves the XNNPACK delegate.
 
     Raises:
       TFLiteFileError: where the bytes are no `.tflite` file at all.
@@ -520,7 +532,45 @@ def notes(content: bytes, name: str = "model") -> list[str]:
         keys = [key for key in ("scheme", "preprocess", "io") if key in facts]
         rest = ", ".join(f"{key} {facts[key]}" for key in keys)
         found.append(tflite_file.line(f"written by lowbit {version}: {rest}".rstrip(" :")))
-    return found + _placement_notes(content, name)
+    left = _placement_notes(content, name)
+    return found + (left if placement else left[:1]) + _runtime_notes(model)
+
+
+def minimum_runtime(content: bytes, name: str = "model") -> str | None:
+    """Returns the earliest TensorFlow Lite that knows all operator versions of a file.
+
+    None where one of them is in no runtime that our table knows.
+
+    Raises:
+      TFLiteFileError: where the bytes are no `.tflite` file at all.
+    """
+    operators = tflite_file.operators(tflite_file.parse(content, name))
+    if runtime_versions.unknown(operators):
+        return None
+    return runtime_versions.minimum_runtime(operators)[0]
+
+
+def _runtime_notes(model) -> list[str]:
+    operators = tflite_file.operators(model)
+    runtime, asks = runtime_versions.minimum_runtime(operators)
+    newer = ", ".join(
+        f"{op} version {version}" for op, version in runtime_versions.unknown(operators)
+    )
+    found = []
+    if runtime is not None:
+        found.append(f"needs TensorFlow Lite {runtime}: {asks[0]} version {asks[1]}")
+    if newer:
+        found.append(
+            tflite_file.line(
+                f"runtime unknown: the table of TensorFlow {runtime_versions.NEWEST} lacks {newer}"
+            )
+        )
+    stated = tflite_file.stated_runtime(model)
+    if runtime is not None and stated not in (None, runtime):
+        found.append(
+            f"states {tflite_file.MIN_RUNTIME_NAME} {stated}; its operators need {runtime}"
+        )
+    return found
 
 
 def manifest(content: bytes) -> dict | None:
@@ -537,30 +587,53 @@ def _placement_notes(content, name) -> list[str]:
         graph = tflite_file.read(content, name)
     except tflite_file.TFLiteFileError as error:
         return [f"kernels unknown: {' '.join(str(error).split())}"]
-    found, delegated, unknown = [], 0, 0
-    for number, node in enumerate(graph.nodes):
-        try:
-            with np.errstate(all="ignore"):  # scales of 0 and NaN are faults of their own
-                kernel, reason = delegate.placement_of(graph, node)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            kernel, reason = "unknown", ""
-        if node.op not in tflite_file.OPTIONS or not _eight_bit(graph, node):
-            kernel = "unknown"
-        delegated += kernel == "xnnpack"
-        unknown += kernel == "unknown"
-        if kernel in ("builtin", "refused"):
-            found.append(f"{node.op} {number}: {_KERNEL_TEXTS[kernel]}: {reason}")
-    text = f"{delegated} of {len(graph.nodes)} operations run in the XNNPACK delegate"
+    placed = placements(graph)
+    kernels = Counter(kernel for kernel, _ in placed)
+    found = [
+        f"{node.op} {number}: {KERNEL_TEXTS[kernel]}: {reason}"
+        for number, (node, (kernel, reason)) in enumerate(zip(graph.nodes, placed, strict=True))
+        if kernel in KERNEL_TEXTS and _eight_bit(graph, node)
+    ]
+    text = f"{kernels['xnnpack']} of {len(graph.nodes)} operations run in the XNNPACK delegate"
+    unknown = sum(
+        kernel == "unknown" or not _eight_bit(graph, node)
+        for node, (kernel, _) in zip(graph.nodes, placed, strict=True)
+    )
     return [f"{text}, {unknown} are not known" if unknown else text, *found]
 
 
-_KERNEL_TEXTS = {
+def placements(graph: integer_graph.IntegerGraph) -> list[tuple[str, str]]:
+    """Returns `delegate.placement_of` for each node of any file's graph.
+
+    The kernel is "unknown" of operations that the simulator lacks, and of those in float.
+    """
+    return [_placement(graph, node) for node in graph.nodes]
+
+
+def _placement(graph, node) -> tuple[str, str]:
+    if node.op not in tflite_file.OPTIONS or not _integer(graph, node):
+        return "unknown", ""
+    try:
+        with np.errstate(all="ignore"):  # scales of 0 and NaN are faults of their own
+            return delegate.placement_of(graph, node)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return "unknown", ""
+
+
+KERNEL_TEXTS = {
     "builtin": "built-in kernel instead of XNNPACK",
     "refused": "the default interpreter refuses the whole model",
 }
 
 
+def _edges(graph, node) -> list[str]:
+    return [graph.tensors[name].dtype for name in (*node.inputs[:1], *node.outputs[:1])]
+
+
 def _eight_bit(graph, node) -> bool:
-    names = (*node.inputs[:1], *node.outputs[:1])
-    dtypes = [graph.tensors[name].dtype for name in names]
+    dtypes = _edges(graph, node)
     return any(dtype in ("int8", "uint8") for dtype in dtypes) and "int16" not in dtypes
+
+
+def _integer(graph, node) -> bool:
+    return any(dtype in ("int8", "uint8", "int16") for dtype in _edges(graph, node))

@@ -16,11 +16,15 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from lowbit import integer_graph, operator_versions
+from lowbit import integer_graph, operator_versions, runtime_versions
 
 MANIFEST_NAME = (
     "lowbit"  # of the metadata entry that holds preprocess, scheme and versions, as JSON
 )
+# Of the metadata entry with the earliest runtime, which the converter writes too: 16 bytes, text
+# and then zeros.
+MIN_RUNTIME_NAME = "min_runtime_version"
+MIN_RUNTIME_BYTES = 16
 FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16  # schema.fbs: Buffer.data is force_align: 16, so that weights can be mapped
 
@@ -175,6 +179,9 @@ def write(graph: integer_graph.IntegerGraph, manifest: Mapping | None = None) ->
     if manifest is not None:
         content = json.dumps(dict(manifest), sort_keys=True).encode()
         _add_metadata(model, MANIFEST_NAME, content)
+    runtime, _ = runtime_versions.minimum_runtime(codes)
+    padded = (runtime or "").encode().ljust(MIN_RUNTIME_BYTES, b"\0")
+    _add_metadata(model, MIN_RUNTIME_NAME, padded)
 
     builder = flatbuffers.Builder(
         sum(_size_bytes(tensor) for tensor in graph.tensors.values()) + 65536
@@ -459,6 +466,31 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     code = model.operatorCodes[operator.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     return OPERATOR_NAMES.get(number, f"operator {number}")
+
+
+def operators(model: schema.ModelT) -> list[tuple[str, int]]:
+    """Returns (op, version) of all subgraphs' operations, each once, in the file's order.
+
+    Operations of an unknown operator code are left out; `damage` names them.
+    """
+    codes = sequence(model.operatorCodes)
+    pairs = [
+        (operator_name(model, operation), codes[operation.opcodeIndex].version)
+        for subgraph in model.subgraphs
+        for operation in sequence(subgraph.operators)
+        if operation.opcodeIndex < len(codes)
+    ]
+    return list(dict.fromkeys(pairs))
+
+
+def stated_runtime(model: schema.ModelT) -> str | None:
+    """Returns the `min_runtime_version` that a file states; None without one, or where it is empty."""
+    for entry in model.metadata or []:
+        if _text(entry.name) == MIN_RUNTIME_NAME and entry.buffer < len(model.buffers):
+            data = model.buffers[entry.buffer].data
+            text = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+            return line(text.rstrip(b"\0")) or None
+    return None
 
 
 def read(content: bytes, name: str = "model", verbatim: bool = False) -> integer_graph.IntegerGraph:

@@ -333,7 +333,7 @@ def test_every_buffer_starts_at_a_multiple_of_16():
         field = table.Offset(4)  # of `data`, the first field of Buffer
         if field:
             starts.append(table.Vector(field))
-    assert len(starts) == sum(t.data is not None for t in GRAPH.tensors.values()) + 1  # + manifest
+    assert len(starts) == sum(t.data is not None for t in GRAPH.tensors.values()) + 2  # metadata
     assert [start % tflite_file.BUFFER_ALIGNMENT for start in starts] == [0] * len(starts)
 
 
@@ -634,6 +634,6 @@ def test_a_missing_folder_is_an_os_error_that_names_the_path(tmp_path):
 
 
 def test_the_manifest_is_one_json_object():
-    (entry,) = tflite_file.parse(CONTENT).metadata
+    entry, _ = tflite_file.parse(CONTENT).metadata
     data = tflite_file.parse(CONTENT).buffers[entry.buffer].data
     assert json.loads(bytes(data)) == MANIFEST
