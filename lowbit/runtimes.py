@@ -66,10 +66,18 @@ def run_litert(
       content: the file.
       kernels: "xnnpack": the default interpreter; "reference": BUILTIN_REF.
       threads: interpreters side by side, each on one core; None: all cores.
+
+    Raises:
+      ValueError: where the interpreter refuses the file, or it has no output or not one input.
     """
     threads = threads or os.cpu_count() or 1
     lint.verify(content)
     pool: list = [_load(content, kernels) for _ in range(threads)]
+    ends = len(pool[0].get_input_details()), len(pool[0].get_output_details())
+    if ends[0] != 1 or ends[1] == 0:
+        raise ValueError(
+            f"the model has {ends[0]} inputs and {ends[1]} outputs; 1 input and an output are needed"
+        )
 
     def run_batch(batch):
         runner = pool.pop()

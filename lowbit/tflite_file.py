@@ -614,6 +614,8 @@ def read_manifest(content: bytes, name: str = "model") -> dict:
                 facts = json.loads(b"" if data is None else np.asarray(data, np.uint8).tobytes())
                 if not _finite(facts):  # a tool's row repeats them as JSON
                     raise ValueError("NaN or infinity")
+            except UnicodeDecodeError as error:
+                raise TFLiteFileError(f"{name}: damaged manifest: no JSON text") from error
             except (ValueError, RecursionError) as error:
                 raise TFLiteFileError(f"{name}: damaged manifest: {error}") from error
             if not isinstance(facts, dict):

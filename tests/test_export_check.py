@@ -770,6 +770,16 @@ def test_a_file_that_kills_the_interpreter_does_not_kill_us(kernels_name):
         runtimes.try_out(edited(two_sizes), "m.tflite", kernels_name)
 
 
+def test_a_file_without_an_output_cannot_be_run():
+    def edit(model):
+        model.subgraphs[0].outputs, model.signatureDefs[0].outputs = [], []
+
+    content = edited(edit)
+    runtimes.try_out(content, "m.tflite")
+    with pytest.raises(ValueError, match="the model has 1 inputs and 0 outputs; 1 input and an"):
+        next(runtimes.run_litert(content, [np.zeros((1, 4, 4, 3), np.float32)], threads=1))
+
+
 def test_a_node_that_does_not_fit_its_tensors_is_named():
     def run(edit):
         graph = tflite_file.read(edited(edit))
@@ -795,6 +805,7 @@ def test_a_node_that_does_not_fit_its_tensors_is_named():
         (operator(3, filterHeight=largest, padding=0), "'pool': a window of .* does not fit"),
         (operator(3, filterHeight=5), "'pool': a window of .*VALID, does not fit"),
         (operator(2, inputs=[3]), "'add' .* cannot be computed: not enough values"),
+        (operator(2, outputs=[6, 7]), "'.*' .ADD.: .* has 2 outputs; its kernel computes 1"),
         (scale, "'conv' .* tensor 'conv': scale nan is not finite and above 0"),
     ):
         with pytest.raises(ValueError, match=f"node {message}"):
@@ -812,6 +823,25 @@ def test_paddings_beyond_the_output_are_refused_before_memory_is_taken():
     )
     with pytest.raises(ValueError, match="node 'y': makes .*, its tensor is"):
         kernels.run(graph, {"x": np.zeros((1, 4, 4, 1), np.int8)})
+
+
+def test_strides_beyond_the_output_are_refused_before_memory_is_taken():
+    kernel, bias = weighted("up", (3, 2, 2, 4), 0, 0.1)
+    size = constant("size", np.array([1, 8, 8, 3], np.int32))
+    tensors = [size, kernel, activation("x", (1, 4, 4, 4)), bias, activation("y", (1, 8, 8, 3))]
+    codes = np.zeros((1, 4, 4, 4), np.int8)
+
+    def run(strides):
+        made = node(
+            *("TRANSPOSE_CONV", ("size", "up/kernel", "x", "up/bias"), "y"),
+            **{"strides": strides, "padding": "VALID", "activation": None},
+        )
+        graph = integer_graph.IntegerGraph({t.name: t for t in tensors}, (made,), ("x",), ("y",))
+        return kernels.run(graph, {"x": codes})["y"]
+
+    assert run((2, 2)).shape == (1, 8, 8, 3)
+    with pytest.raises(ValueError, match="node 'y': strides .* do not fit an output of .8, 8"):
+        run((2**31 - 1, 2))
 
 
 def test_a_number_that_json_lacks_is_named(tmp_path):

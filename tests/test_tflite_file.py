@@ -540,7 +540,7 @@ def test_what_keeps_a_file_from_being_read_is_named():
         (unnamed_output, "m: damaged: the graph's input or output -1 is not among its tensors"),
         (
             other_options,
-            "m: damaged: SOFTMAX 30 .makes 'prob.*: has AddOptions, not SoftmaxOptions",
+            "m: damaged: SOFTMAX 37 .makes 'prob.*: has AddOptions, not SoftmaxOptions",
         ),
         (unknown_padding, "m: damaged: unknown padding 77; known are SAME, VALID"),
         (negative_shape, r"m: damaged: tensor order: 16 bytes do not fill int32 \(-2, -2\)"),
@@ -565,16 +565,17 @@ def changed_manifest(content: bytes | None, buffer: int | None = None) -> bytes:
     [
         *[(b"{", None), (b"\xff\xfe", None), (b"[1]", None), (None, None), (b"{}", 9999)],
         *[(b'{"a": ' + b"[" * 99_999, None), (b'{"scheme": 1e999}', None)],
-        (b'{"class_names": 3}', None),
+        *[(b'{"class_names": 3}', None), (b'{"a": "\x80"}', None)],
     ],
     ids=[
         *["not JSON", "not UTF-8", "no object", "no bytes", "no such buffer"],
-        *["too deep", "infinite", "no names"],
+        *["too deep", "infinite", "no names", "no text"],
     ],
 )
 def test_a_damaged_manifest_is_named(content, buffer):
-    with pytest.raises(tflite_file.TFLiteFileError, match="manifest"):
+    with pytest.raises(tflite_file.TFLiteFileError, match="manifest") as raised:
         tflite_file.read_manifest(changed_manifest(content, buffer))
+    assert "codec" not in str(raised.value)  # Python's words for what is no UTF-8
 
 
 def test_a_buffer_of_another_length_names_the_tensor():

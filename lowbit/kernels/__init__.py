@@ -116,6 +116,8 @@ def run_node(
             f"node {node.name!r}: no kernel for {node.op!r}; there is one for {sorted(KERNELS)}"
         )
     try:
+        if len(node.outputs) != 1:
+            raise ValueError(f"has {len(node.outputs)} outputs; its kernel computes 1")
         _check_scales(graph, node)
         with np.errstate(divide="raise", over="raise", invalid="raise"):
             kernel, reason = delegate.placement_of(graph, node, kernels)

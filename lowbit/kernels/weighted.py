@@ -18,6 +18,7 @@ matrix products can round once (x86 without AVX, by test; 64-bit ARM, by its sou
 """
 
 import functools
+import math
 
 import numpy as np
 
@@ -228,6 +229,12 @@ def _transposed_sums(node, wanted, image, weight):
             image.shape[1:3], strides, window, before, wanted, strict=True
         )
     ]
+    # Damaged strides must not fill the memory: what lies beyond the output is cut off below.
+    if math.prod(canvas_size) > max(windows.SMALL_IMAGE, windows.PADDED * math.prod(wanted)):
+        raise ValueError(
+            f"node {node.name!r}: strides {tuple(strides)} and a window of {tuple(window)} do not "
+            f"fit an output of {tuple(wanted)}"
+        )
     canvas = np.zeros((len(image), *canvas_size, out), image.dtype)
     flat = image.reshape(-1, channels)
     for i in range(window[0]):
