@@ -6,8 +6,9 @@
 Each piece of `layer_cases` stands between two convolutions, with random weights.  Integer precisions:
 the codes of each operation, simulator against interpreter, XNNPACK and BUILTIN_REF.  The others: the
 largest difference between the file's outputs and Keras', in parts of their spread.  Random networks
-chain pieces, with sums and concatenations of branches; one that differs is cut down to the fewest
-pieces that still differ, and printed with the command that builds it again.
+chain pieces, with sums and concatenations of branches; one of whose tensors has fewer than 16 codes
+is drawn again, and one that differs is cut down to the fewest pieces that still differ, and printed
+with the command that builds it again.
 """
 
 import collections
@@ -53,6 +54,7 @@ PRECISIONS = {
 }
 SMALLEST = 4  # pixels on a side: a random network ends before a piece that would leave fewer
 IMAGES = 8
+DRAWS = 20  # of a random network at most, until all its tensors have 16 codes or more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +236,11 @@ def random_networks(names: Sequence[str], config: Config) -> dict:
     with progress.bar("networks", config.models) as update:
         for number, plan in enumerate(plans(names, config, random), 1):
             row = compare(plan)
+            for draw in range(1, DRAWS):
+                if row["differing"] or not row["below_16_distinct"]:
+                    break
+                plan = _plan(plan.cases, np.random.default_rng(plan.seed + draw), plan.seed + draw)
+                row = compare(plan) | {"drawn": draw + 1}
             if row["differing"] and first is None:
                 smallest = shrunk(plan)
                 first = (
@@ -248,6 +255,7 @@ def random_networks(names: Sequence[str], config: Config) -> dict:
         "tool": "eval.conformance",
         "models": len(rows),
         "refused": sum(bool(row["refused"]) for row in rows),
+        "drawn": sum(row["drawn"] for row in rows),
         "least_used": min(used[name] for name in names),
         "codes": sum(row["codes"] for row in rows),
         "differing": sum(row["differing"] for row in rows),
@@ -283,6 +291,7 @@ def compare(plan: Plan) -> dict:
     row = dict.fromkeys(("operations", "codes", "differing", "keras_differing"), 0)
     row |= {
         "below_16_distinct": 0,
+        "drawn": 1,
         "cases": "; ".join(plan.cases),
         "seed": plan.seed,
         "refused": "",
