@@ -14,7 +14,7 @@ from lowbit.kernels import requantization
 
 def read(call, inputs, fresh):
     """Returns the layer as one operation; its values lie in [-1, 1], which the kernel has fixed."""
-    axes = {axis % call.rank for axis in np.ravel(call.layer.axis)}
+    axes = {int(axis) % call.rank for axis in np.ravel(call.layer.axis)}
     if axes != {call.rank - 1}:
         raise placement.UnsupportedModelError(
             f"layer {call.name} normalizes over axes {sorted(axes)}; allowed is the last axis alone"

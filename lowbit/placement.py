@@ -475,7 +475,7 @@ def _read_layer_normalization(call, inputs, fresh):
     RMSNormalization takes no mean away.
     """
     layer = call.layer
-    axes = {axis % call.rank for axis in np.ravel(layer.axis)}
+    axes = {int(axis) % call.rank for axis in np.ravel(layer.axis)}
     if axes != {call.rank - 1}:
         raise UnsupportedModelError(
             f"layer {call.name} normalizes over axes {sorted(axes)}; allowed is the last axis alone"

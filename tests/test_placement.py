@@ -431,6 +431,72 @@ def test_rescaling_read_twice_becomes_a_layer(placed):
     assert kinds(model).count("QuantizedDepthwiseConv2D") == 1
 
 
+def test_a_shared_layer_behind_a_rescaling_keeps_its_weights(placed):
+    def network(x):
+        layer = L.Conv2D(3, 3)
+        return L.Add()([layer(L.Rescaling(0.5, offset=-0.25)(x)), layer(x)])
+
+    assert kinds(placed(functional(network))).count("QuantizedDepthwiseConv2D") == 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        L.Conv2D(6, 3),
+        L.DepthwiseConv2D(3, depth_multiplier=2),
+        L.Conv2DTranspose(6, 3, use_bias=False),
+        L.Dense(6),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_rescaling_behind_a_layer_with_weights_merges_into_it(placed, layer):
+    def network(x):
+        y = type(layer).from_config(layer.get_config())(x)
+        count = y.shape[-1]
+        factors = L.Rescaling(
+            np.linspace(0.5, 2, count).tolist(), np.linspace(-1, 1, count).tolist()
+        )
+        return L.ReLU()(factors(y))
+
+    assert len(kinds(placed(functional(network)))) == 1
+
+
+def test_rescaling_behind_a_tensor_read_twice_becomes_a_layer(placed):
+    def network(x):
+        y = L.Conv2D(3, 3)(x)
+        return L.Add()([y, L.Rescaling(0.5)(y)])
+
+    assert kinds(placed(functional(network))).count("QuantizedDepthwiseConv2D") == 1
+
+
+# --- normalizations, parts, joined functions ----------------------------------------------------
+
+OTHERS = {
+    "layer normalization": lambda x: L.LayerNormalization(epsilon=1e-2)(L.Conv2D(6, 3)(x)),
+    "without gamma and beta": lambda x: L.LayerNormalization(center=False, scale=False)(x),
+    "rms normalization": lambda x: L.RMSNormalization()(L.Conv2D(6, 3)(x)),
+    "prelu": lambda x: L.PReLU(shared_axes=(1, 2), alpha_initializer="ones")(x),
+    "elu": lambda x: L.ELU()(x),
+    "average": lambda x: L.Average()([x, L.Conv2D(4, 1)(x), L.ReLU()(x)]),
+    "slices": lambda x: x[:, 1:-1, ::2, 1:] * L.Conv2D(3, 1)(x)[:, :-2, 1::2, :3],
+    "split": lambda x: keras.ops.split(x, 2, axis=-1)[1],
+    "mean over channels": lambda x: x - keras.ops.mean(x, axis=-1, keepdims=True),
+    "depth to space": lambda x: keras.ops.depth_to_space(L.Conv2D(8, 1)(x), 2),
+    "joined": lambda x: L.Concatenate()([keras.ops.tanh(x), keras.ops.sigmoid(x), x]),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_layer_computes_what_the_float_one_does(placed, case):
+    placed(functional(OTHERS[case]))
+
+
+def test_layer_normalization_over_other_axes_is_refused():
+    layer = L.LayerNormalization(axis=1, name="tilted")
+    with pytest.raises(placement.UnsupportedModelError, match=r"tilted normalizes over axes \[1\]"):
+        placement.place(functional(layer), W8A8)
+
+
 # --- batch norm alone ---------------------------------------------------------------------------
 
 
