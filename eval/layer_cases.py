@@ -25,6 +25,15 @@ def flat_excite(x):
     return L.Multiply()([L.Dense(x.shape[-1], activation="relu6")(pooled), x])
 
 
+def over_time(x):
+    """Two convolutions over rows of pixels, batch norms and activations between, and their mean."""
+    y = L.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+    for options in ({"strides": 2}, {"dilation_rate": 2}):
+        y = L.Conv1D(x.shape[3], 3, use_bias=False, **options)(y)
+        y = L.ReLU()(L.BatchNormalization()(y))
+    return L.Multiply()([x, L.GlobalAveragePooling1D()(y)])
+
+
 def turned(x):
     """A reshape to the sizes that a transpose has."""
     return ops.reshape(x, (-1, x.shape[2], x.shape[1], x.shape[3]))
@@ -250,6 +259,15 @@ CASES = {
         lambda x: L.Maximum()([ops.tanh(x), L.Permute((1, 2, 3))(ops.sigmoid(conv(x)))]),
         ["LOGISTIC", "TANH", "QUANTIZE", "QUANTIZE", "MAXIMUM"],
     ),
+    "convolution over time": (
+        lambda x: L.Reshape((x.shape[1], x.shape[2], 5))(
+            L.Conv1D(5, 3, padding="same", activation="relu6")(
+                L.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+            )
+        ),
+        ["CONV_2D"],
+    ),
+    "convolutions over time, batch norm": (over_time, ["CONV_2D", "CONV_2D", "MEAN"]),
     "ops: slices": (
         lambda x: L.Concatenate()([x[:, 1:-1, :-2, ::2], x[:, 2:, 2:, 1:2]]),
         ["STRIDED_SLICE", "SLICE", "CONCATENATION"],

@@ -3,6 +3,7 @@
 The rewrites, in order; each is one function from operations to operations:
 
   read               Keras layers to operations; `activation=`, SeparableConv2D and Dropout resolved
+  widen              what follows a Conv1D to before the reshape that closes it
   find_hard_sigmoids relu6(x + 3) / 6, as models spell it out, to the one operation it is
   merge_rescaling    Rescaling and Normalization into the weights behind them, where the borders
                      stay exact; elsewhere they become a 1x1 depthwise convolution
@@ -141,7 +142,8 @@ def place(
     bits = spec_lib.as_bits(scheme)
     network = read(model, strict)
     standard = (
-        *(find_hard_sigmoids, merge_rescaling, fold_batch_norms, merge_padding, fuse_activations),
+        *(widen, find_hard_sigmoids, merge_rescaling, fold_batch_norms, merge_padding),
+        fuse_activations,
     )
     for rewrite in (*standard, *rewrites):
         network = rewrite(network)
@@ -381,6 +383,36 @@ def _read_transposed(call, inputs, fresh):
     ]
 
 
+def _read_conv_1d(call, inputs, fresh):
+    """Reads a Conv1D over (n, t, c) as a Conv2D of height 1 between two reshapes."""
+    layer, wide, made = call.layer, next(fresh), next(fresh)
+    if layer.padding not in ("same", "valid"):
+        raise UnsupportedModelError(
+            f"layer {call.name} is a Conv1D with padding {layer.padding!r}; allowed are 'same', 'valid'"
+        )
+    kernel = keras.ops.convert_to_numpy(layer.kernel)[None]
+    weights = {"kernel": kernel}
+    if layer.use_bias:
+        weights["bias"] = keras.ops.convert_to_numpy(layer.bias)
+    config = {"kernel_size": (1, *layer.kernel_size), "strides": (1, *layer.strides)}
+    config["dilation_rate"] = (1, *layer.dilation_rate)
+    channels = kernel.shape[2] * layer.groups
+    convolution = Operation(
+        "conv", call.name, (wide,), made, layer, weights, label=call.name, config=config
+    )
+
+    def reshape(way, source, target, shape):
+        name = f"{call.name}_{way}"
+        kept = keras.layers.Reshape(shape)
+        return Operation("reshape", name, (source,), target, kept, label=name, config={"way": way})
+
+    return [
+        reshape("opened", *inputs, wide, (1, -1, channels)),
+        *_with_activation(convolution, layer, made, fresh),
+        reshape("closed", made, call.output, (-1, layer.filters)),
+    ]
+
+
 def _read_separable(call, inputs, fresh):
     layer, middle = call.layer, next(fresh)
     geometry = {key: getattr(layer, key) for key in ("strides", "padding", "dilation_rate")}
@@ -561,6 +593,11 @@ def _read_kept(kind):
     return read_layer
 
 
+def _read_mean_over_time(call, inputs, fresh):
+    (operation,) = _read_kept("mean")(call, inputs, fresh)
+    return [dataclasses.replace(operation, config={"axes": (1,)})]
+
+
 def _read_merged(kind):
     """Several inputs are merged one after another: TFLite's integer operations take two."""
 
@@ -625,6 +662,7 @@ READERS = {
     _L.DepthwiseConv2D: _read_weighted("depthwise"),
     _L.Conv2DTranspose: _read_transposed,
     _L.SeparableConv2D: _read_separable,
+    _L.Conv1D: _read_conv_1d,
     _L.Dense: _read_weighted("dense"),
     _L.BatchNormalization: _read_batch_norm,
     _L.ReLU: _read_relu,
@@ -647,6 +685,7 @@ READERS = {
     _L.AveragePooling2D: _read_kept("average_pool"),
     _L.MaxPooling2D: _read_kept("max_pool"),
     _L.GlobalAveragePooling2D: _read_kept("mean"),
+    _L.GlobalAveragePooling1D: _read_mean_over_time,
     layers.QuantizedMean: _read_kept("mean"),
     _L.GlobalMaxPooling2D: _read_kept("global_max_pool"),
     _L.UpSampling2D: _read_upsampling,
@@ -669,6 +708,51 @@ _READERS_BY_NAME = {"LayerScale": _read_factor_a_channel, "StochasticDepth": _dr
 
 
 # --- rewrites -----------------------------------------------------------------------------------
+
+
+def widen(network: Network) -> Network:
+    """Moves what follows a Conv1D in front of its closing reshape, and drops reshapes there and back.
+
+    Batch norms, activations and rescalings are folded into the operation right before them.
+    """
+    operations, shapes = list(network.operations), dict(network.trace.shapes)
+    changed = True
+    while changed:
+        changed = False
+        state = dataclasses.replace(network, operations=tuple(operations))
+        consumers, producers = state.consumers(), state.producers()
+        for index, operation in enumerate(operations):
+            closing = producers.get(operation.inputs[0])
+            if closing is None or closing.config.get("way") != "closed":
+                continue
+            if operation.config.get("way") == "opened":
+                (back,), gone = closing.inputs, operation.output
+                operations = [
+                    dataclasses.replace(
+                        other,
+                        inputs=tuple(back if value == gone else value for value in other.inputs),
+                    )
+                    for other in operations
+                    if other is not operation
+                    and not (other is closing and consumers[closing.output] == 1)
+                ]
+                changed = True
+                break
+            moves = operation.kind in ("batch_norm", "activation", "rescale")
+            if moves and consumers[closing.output] == 1:
+                place = operations.index(closing)
+                operations[place] = dataclasses.replace(
+                    operation, inputs=closing.inputs, output=closing.output
+                )
+                operations[index] = dataclasses.replace(
+                    closing, inputs=(closing.output,), output=operation.output
+                )
+                count, *rest = shapes[closing.output]
+                shapes[closing.output] = (count, 1, *rest)
+                changed = True
+                break
+    trace = dataclasses.replace(network.trace, shapes=shapes)
+    return dataclasses.replace(network, trace=trace, operations=tuple(operations))
 
 
 def find_hard_sigmoids(network: Network) -> Network:

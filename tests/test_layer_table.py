@@ -1,5 +1,7 @@
 """Each layer in a small network: exported whole; simulator, interpreter and Keras give equal codes."""
 
+import hypothesis
+import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
@@ -109,6 +111,23 @@ def test_random_networks_have_the_kernels_codes(tmp_path):
     assert (row["models"], row["differing"], row["keras_differing"]) == (4, 0, 0)
     assert row["codes"] > 10000
     assert len(results.read_rows(tmp_path / "random_networks.csv")) == 4
+
+
+PLANS = st.builds(
+    conformance.Plan,
+    st.lists(st.sampled_from(sorted(layer_cases.CASES)), min_size=1, max_size=4).map(tuple),
+    st.tuples(st.integers(7, 15), st.integers(7, 15)),
+    st.integers(2, 7),
+    st.integers(0, 2**20),
+)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(PLANS)
+def test_any_network_of_these_layers_has_the_kernels_codes(plan):
+    row = conformance.compare(plan)
+    assert (row["refused"], row["differing"]) == ("", 0)
 
 
 def test_a_network_that_differs_is_cut_down_to_what_differs(tmp_path, monkeypatch):
