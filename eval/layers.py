@@ -48,7 +48,9 @@ from lowbit import (
     plots,
     progress,
     quantizers,
+    reading,
     results,
+    rewrites,
     runtimes,
     spec,
 )
@@ -464,8 +466,8 @@ def kernels_of(model: keras.Model, name: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: where no convolution or dense layer has that name; names those there are.
     """
-    network = placement.fold_batch_norms(placement.merge_rescaling(placement.read(model)))
-    baked = placement.bake_batch_norms(network)
+    network = rewrites.fold_batch_norms(rewrites.merge_rescaling(reading.read(model)))
+    baked = rewrites.bake_batch_norms(network)
     names = []
     for before, after in zip(network.operations, baked.operations, strict=True):
         if "kernel" not in before.weights:

@@ -8,7 +8,7 @@ docs/adding_a_layer.md walks through this file.
 import keras
 import numpy as np
 
-from lowbit import extension, fixed_point, lowering, placement
+from lowbit import extension, fixed_point, functional, lowering, network
 from lowbit.kernels import requantization
 
 
@@ -16,11 +16,11 @@ def read(call, inputs, fresh):
     """Returns the layer as one operation; its values lie in [-1, 1], which the kernel has fixed."""
     axes = {int(axis) % call.rank for axis in np.ravel(call.layer.axis)}
     if axes != {call.rank - 1}:
-        raise placement.UnsupportedModelError(
+        raise functional.UnsupportedModelError(
             f"layer {call.name} normalizes over axes {sorted(axes)}; allowed is the last axis alone"
         )
     return [
-        placement.Operation(
+        network.Operation(
             "unit_normalization",
             call.name,
             inputs,

@@ -15,7 +15,8 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     lsq, pact, dsq, stochastic, binary     other gradients of the same rounding
     batch_statistics       batch normalization by a batch's own statistics
     quantizers, layers     what a quantized Keras model is made of
-    recorded, functional, placement    float model to quantized model
+    recorded, functional   a Keras model as calls of layers
+    network, reading, rewrites, placement      float model to quantized model
     auto_ranges    of several ranges the one that hurts the next layers least
     calibration    ranges from images
     walk           a quantized and a float model side by side, operation by operation

@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from lowbit import kernels, lint, lowering, operator_versions, placement, tflite_file
+from lowbit import (
+    kernels,
+    lint,
+    lowering,
+    network,
+    operator_versions,
+    placement,
+    reading,
+    tflite_file,
+)
 from lowbit.kernels import delegate, int16
 
 
@@ -53,7 +62,7 @@ class Extension:
 
     Args:
       layer: the class that float models hold.
-      read: (call, inputs, fresh) to the list of `placement.Operation` that it is; may raise
+      read: (call, inputs, fresh) to the list of `network.Operation` that it is; may raise
         UnsupportedModelError.
       lower: (builder, call, arguments, shape) to a `lowering.Pending`, or to a tensor on its input's
         scale; as those in lowering.py.
@@ -107,8 +116,8 @@ def install(extension: Extension) -> None:
     Raises:
       ValueError: where the layer, the kind or an operator is known already.
     """
-    kinds = (*placement.SOURCES, *placement.TIED)
-    if extension.layer in placement.READERS or extension.kind in kinds:
+    kinds = (*network.SOURCES, *network.TIED)
+    if extension.layer in reading.READERS or extension.kind in kinds:
         raise ValueError(
             f"extension of {extension.layer.__name__}: the layer, or the kind {extension.kind!r}, is "
             "known already"
@@ -121,14 +130,14 @@ def install(extension: Extension) -> None:
     for operator in extension.operators:
         _install_operator(operator)
     quantized = extension.quantized or extension.layer
-    placement.READERS[extension.layer] = extension.read
+    reading.READERS[extension.layer] = extension.read
     placement.QUANTIZED[extension.kind] = quantized
     lowering.LOWERINGS[quantized] = extension.lower
     if extension.computes:
-        placement.SOURCES = (*placement.SOURCES, extension.kind)
+        network.SOURCES = (*network.SOURCES, extension.kind)
         lowering.COMPUTES = (*lowering.COMPUTES, quantized)
     else:
-        placement.TIED = (*placement.TIED, extension.kind)
+        network.TIED = (*network.TIED, extension.kind)
     INSTALLED.append(extension)
 
 

@@ -95,7 +95,10 @@ def trace(model: keras.Model) -> Trace:
                 name = unique(f"{prefix}{operation.name}")
                 rank = len(output.shape)
                 first = node.arguments.args[0] if node.arguments.args else None
-                separate = len(tensors) > 1 and isinstance(first, keras.KerasTensor)
+                # A recorded operation has become a layer, which takes a list.
+                separate = (
+                    layer is operation and len(tensors) > 1 and isinstance(first, keras.KerasTensor)
+                )
                 calls.append(Call(layer, name, tuple(inputs), value, keywords, rank, separate))
         return [values[id(tensor)] for tensor in functional._outputs]
 

@@ -27,6 +27,7 @@ import math
 import numpy as np
 
 from lowbit import affine, placement
+from lowbit import network as network_lib
 from lowbit import spec as spec_lib
 
 # Operations that give s * x for s * x' where they give x for x', channel by channel.
@@ -42,7 +43,7 @@ DEVIATIONS = 3.0
 CUT_LIMIT = 1e-3
 
 
-def equalize(network: placement.Network) -> placement.Network:
+def equalize(network: network_lib.Network) -> network_lib.Network:
     """Returns the network with each pair of layers equalized, channel by channel.
 
     The pairs are a weighted layer and the one weighted layer that reads its output, with ReLU,
@@ -65,7 +66,7 @@ def equalize(network: placement.Network) -> placement.Network:
     return _with(network, operations)
 
 
-def absorb(network: placement.Network) -> placement.Network:
+def absorb(network: network_lib.Network) -> network_lib.Network:
     """Returns the network with high biases moved into the next layer, where no padding is read.
 
     A padded position is 0 before and after, so there c would not be made up for at the borders.
@@ -76,7 +77,7 @@ def absorb(network: placement.Network) -> placement.Network:
         direct = two.inputs[0] == one.output
         padded = (
             two.kind in ("conv", "depthwise")
-            and placement.setting(two, "padding") != "valid"
+            and network_lib.setting(two, "padding") != "valid"
             and any(size > 1 for size in two.weights["kernel"].shape[:2])
         )
         if one.statistics is None or one.activation != "relu" or not direct or padded:
@@ -96,8 +97,8 @@ def absorb(network: placement.Network) -> placement.Network:
 
 
 def correct_biases(
-    network: placement.Network, scheme: spec_lib.Scheme | spec_lib.Bits
-) -> placement.Network:
+    network: network_lib.Network, scheme: spec_lib.Scheme | spec_lib.Bits
+) -> network_lib.Network:
     """Returns the network with the mean shift of rounding its weights taken off its biases.
 
     A layer whose input's mean no batch norm tells (the first one) stays as it is.
@@ -226,7 +227,7 @@ def _with_outputs_scaled(operation, factor):
     shape = kernel.shape[-2:] if operation.kind == "depthwise" else (-1,)
     statistics = operation.statistics
     if statistics is not None:
-        statistics = placement.Statistics(statistics.mean * factor, statistics.deviation * factor)
+        statistics = network_lib.Statistics(statistics.mean * factor, statistics.deviation * factor)
     weights = {"kernel": kernel * factor.reshape(shape), "bias": operation.weights["bias"] * factor}
     return dataclasses.replace(operation, weights=weights, statistics=statistics)
 
@@ -247,7 +248,7 @@ def _response(operation, x):
 
 def _quantized(operation, spec):
     kernel = operation.weights["kernel"]
-    flat = kernel.reshape(-1, placement.output_channels(operation))
+    flat = kernel.reshape(-1, network_lib.output_channels(operation))
     low, high = affine.observed_range(flat, spec.axis)
     return affine.fake_quantize(flat, low, high, spec).reshape(kernel.shape)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from lowbit import calibration, placement, walk
+from lowbit import calibration, placement, rewrites, walk
 from lowbit import spec as spec_lib
 from ptq import corrections, equalization
 
@@ -83,14 +83,12 @@ def place(
         "absorption": equalization.absorb,
         "bias_analytic": lambda network: equalization.correct_biases(network, bits),
     }
-    rewrites = [placement.bake_batch_norms]
-    rewrites += [functions[name] for name in REWRITES if name in names]
-    quantized = placement.place(
-        model, bits, rewrites=rewrites, weight_range="stored", strict=strict
-    )
+    further = [rewrites.bake_batch_norms]
+    further += [functions[name] for name in REWRITES if name in names]
+    quantized = placement.place(model, bits, further=further, weight_range="stored", strict=strict)
     if all(name in REWRITES for name in names):
         return quantized, None
-    return quantized, placement.place(model, bits, rewrites=rewrites, strict=strict)
+    return quantized, placement.place(model, bits, further=further, strict=strict)
 
 
 def correct(

@@ -8,6 +8,7 @@ import pytest
 from keras import layers as L
 
 from lowbit import affine, calibration, layers, lowering, placement, quantizers, spec, walk
+from lowbit import rewrites as rewrites_lib
 from lowbit.models import batch_norms
 from ptq import adaround, corrections, equalization, error_feedback, moments, recipes
 
@@ -144,7 +145,7 @@ def weighted(layer, shape):
     inputs = keras.Input(shape)
     model = keras.Model(inputs, layer(inputs))
     placed = placement.place(
-        model, spec.scheme("w8a8"), rewrites=[placement.bake_batch_norms], weight_range="stored"
+        model, spec.scheme("w8a8"), further=[rewrites_lib.bake_batch_norms], weight_range="stored"
     )
     (found,) = layers.weighted_layers(placed)
     return found
@@ -285,7 +286,7 @@ def placed(model, *rewrites, scheme="w8a8"):
     return placement.place(
         model,
         spec.scheme(scheme),
-        rewrites=[placement.bake_batch_norms, *rewrites],
+        further=[rewrites_lib.bake_batch_norms, *rewrites],
         weight_range="stored",
     )
 
@@ -399,7 +400,7 @@ def test_analytic_bias_correction_restores_the_mean(rng):
     shifts = []
     for rewrites in ((), (lambda network: equalization.correct_biases(network, scheme),)):
         found = placement.place(
-            model, scheme, rewrites=[placement.bake_batch_norms, *rewrites], weight_range="stored"
+            model, scheme, further=[rewrites_lib.bake_batch_norms, *rewrites], weight_range="stored"
         )
         # The first layer's own error is not the second's to mend.
         layers.weighted_layers(found)[0].weights_enabled = False
