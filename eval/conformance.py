@@ -54,7 +54,7 @@ PRECISIONS = {
 }
 SMALLEST = 4  # pixels on a side: a random network ends before a piece that would leave fewer
 IMAGES = 8
-DRAWS = 20  # of a random network at most, until all its tensors have 16 codes or more
+DRAWS = 20  # of a random network, until all its tensors have 16 codes or more; then a piece less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +235,7 @@ def random_networks(names: Sequence[str], config: Config) -> dict:
     rows, first = [], None
     with progress.bar("networks", config.models) as update:
         for number, plan in enumerate(plans(names, config, random), 1):
-            row = compare(plan)
-            for draw in range(1, DRAWS):
-                if row["differing"] or not row["below_16_distinct"]:
-                    break
-                plan = _plan(plan.cases, np.random.default_rng(plan.seed + draw), plan.seed + draw)
-                row = compare(plan) | {"drawn": draw + 1}
+            plan, row = drawn(plan)
             if row["differing"] and first is None:
                 smallest = shrunk(plan)
                 first = (
@@ -264,6 +259,21 @@ def random_networks(names: Sequence[str], config: Config) -> dict:
         "operations": sum(row["operations"] for row in rows),
         "first": first,
     }
+
+
+def drawn(plan: Plan) -> tuple[Plan, dict]:
+    """Returns a plan and its row: drawn again until every tensor has 16 codes, or codes differ.
+
+    After each `DRAWS` tries the last piece is left out; with one piece left the last try counts.
+    """
+    row = compare(plan)
+    for draw in range(1, DRAWS * len(plan.cases)):
+        if row["differing"] or not row["below_16_distinct"]:
+            break
+        cases = plan.cases if draw % DRAWS else plan.cases[:-1]
+        plan = _plan(cases, np.random.default_rng(plan.seed + draw), plan.seed + draw)
+        row = compare(plan) | {"drawn": draw + 1}
+    return plan, row
 
 
 def plans(names: Sequence[str], config: Config, random: np.random.Generator):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from lowbit import functional as functional_lib
 from lowbit import layers, placement, quantizers, spec
 from lowbit.functional import UnsupportedModelError
 
@@ -490,6 +491,21 @@ OTHERS = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_a_layer_computes_what_the_float_one_does(placed, case):
     placed(functional(OTHERS[case]))
+
+
+def test_calls_one_by_one_give_what_the_model_gives(rng):
+    def network(x):
+        first, second = keras.ops.split(x + L.Conv2D(4, 1)(x), 2, axis=-1)
+        rows = L.Reshape((64, 2))(L.Concatenate()([first]) * second)
+        return L.MultiHeadAttention(2, 3)(rows, rows)
+
+    model = functional(network)
+    trace = functional_lib.trace(model)
+    x = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
+    values = {trace.inputs[0]: x}
+    for _ in functional_lib.run_calls(trace, values):
+        pass
+    np.testing.assert_allclose(numpy(values[trace.outputs[0]]), numpy(model(x)), atol=1e-6)
 
 
 def test_layer_normalization_over_other_axes_is_refused():
