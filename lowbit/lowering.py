@@ -475,27 +475,26 @@ def _lower_mean(builder, call, arguments, shape):
     return Pending(finish, arguments[0].unit)
 
 
-def _lower_softmax(builder, call, arguments, shape):
-    del shape
-    _in_network_units(arguments[0], f"layer {call.name}")
+def _lower_function(node_of):
+    """Returns the lowering of a function of one tensor.
 
-    def finish(output, activation):
-        del activation
-        builder.node("SOFTMAX", call.name, [arguments[0].name], output, beta=1.0)
+    Args:
+      node_of: layer to (operation, attributes).
+    """
 
-    return Pending(finish)
+    def lower_layer(builder, call, arguments, shape):
+        del shape
+        (source,) = arguments
+        _in_network_units(source, f"layer {call.name}")
+        op, attributes = node_of(call.layer)
 
+        def finish(output, activation):
+            del activation
+            builder.node(op, call.name, [source.name], output, **attributes)
 
-def _lower_function(builder, call, arguments, shape):
-    del shape
-    _in_network_units(arguments[0], f"layer {call.name}")
+        return Pending(finish)
 
-    def finish(output, activation):
-        del activation
-        op, attributes = _FUNCTION_NAMES[call.layer.activation.__name__]
-        builder.node(op, call.name, [arguments[0].name], output, **attributes)
-
-    return Pending(finish)
+    return lower_layer
 
 
 _FUNCTION_NAMES = {
@@ -507,21 +506,13 @@ _FUNCTION_NAMES = {
 
 
 def _lower_rsqrt(builder, call, arguments, shape):
-    del shape
     (source,) = arguments
-    _in_network_units(source, f"layer {call.name}")
-    quantized = source.quantization is not None
-    if quantized and np.iinfo(source.dtype).min < source.zero_point and source.dtype == "int8":
+    if source.dtype == "int8" and source.zero_point > np.iinfo(np.int8).min:
         raise UnsupportedModelError(
             f"layer {call.name} is a reciprocal root of what may be negative: zero point "
             f"{source.zero_point} of {source.name}"
         )
-
-    def finish(output, activation):
-        del activation
-        builder.node("RSQRT", call.name, [source.name], output)
-
-    return Pending(finish)
+    return _lower_function(lambda layer: ("RSQRT", {}))(builder, call, arguments, shape)
 
 
 def _lower_prelu(builder, call, arguments, shape):
@@ -538,18 +529,6 @@ def _lower_prelu(builder, call, arguments, shape):
             codes, scale = map(keras.ops.convert_to_numpy, call.layer.alpha_codes())
             name = builder.constant(f"{call.name}/alpha", codes.astype(np.int8), scale)
         builder.node("PRELU", call.name, [source.name, name], output)
-
-    return Pending(finish)
-
-
-def _lower_leaky_relu(builder, call, arguments, shape):
-    del shape
-    _in_network_units(arguments[0], f"layer {call.name}")
-
-    def finish(output, activation):
-        del activation
-        alpha = float(np.float32(call.layer.negative_slope))
-        builder.node("LEAKY_RELU", call.name, [arguments[0].name], output, alpha=alpha)
 
     return Pending(finish)
 
@@ -805,9 +784,13 @@ LOWERINGS = {
     layers.QuantizedSubtract: _lower_arithmetic("SUB"),
     layers.QuantizedMultiply: _lower_arithmetic("MUL"),
     layers.QuantizedMean: _lower_mean,
-    _L.Softmax: _lower_softmax,
-    layers.QuantizedFunction: _lower_function,
-    layers.QuantizedLeakyReLU: _lower_leaky_relu,
+    _L.Softmax: _lower_function(lambda layer: ("SOFTMAX", {"beta": 1.0})),
+    layers.QuantizedFunction: _lower_function(
+        lambda layer: _FUNCTION_NAMES[layer.activation.__name__]
+    ),
+    layers.QuantizedLeakyReLU: _lower_function(
+        lambda layer: ("LEAKY_RELU", {"alpha": float(np.float32(layer.negative_slope))})
+    ),
     layers.QuantizedPReLU: _lower_prelu,
     layers.QuantizedRsqrt: _lower_rsqrt,
     layers.InFloat: _lower_in_float,
