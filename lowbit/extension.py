@@ -97,9 +97,10 @@ def load(path: str) -> None:
     file = pathlib.Path(path)
     if file.suffix != ".py" or not file.is_file():
         raise FileNotFoundError(f"--extensions: {path} is no .py file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    # By a name of its own: a file `operator.py` must not stand in for Python's.
+    spec = importlib.util.spec_from_file_location(f"lowbit_extension_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's code raises

@@ -1,6 +1,7 @@
 """A layer taught by one file: through the conformance suite and the command line; bad files named."""
 
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -79,3 +80,4 @@ def test_a_bad_extension_is_named(name, tmp_path):
     with pytest.raises(error, match=message):
         extension.load(str(tmp_path / name))
     assert extension.INSTALLED == []
+    assert hasattr(operator, "add")  # not the file of this name

@@ -17,7 +17,8 @@ def logistic(graph, node, inputs, kernel):
 
     def sigmoid(x):
         if kernel == "xnnpack":
-            return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+            far = np.clip(x.astype(np.float64), -100, 100)  # where it is 0 or 1, as in the kernel
+            return (1 / (1 + np.exp(-far))).astype(np.float32)
         return np.float32(1) / (np.float32(1) + c_library.float32("exp", -x))
 
     return _looked_up(graph, node, inputs[0], kernel, sigmoid)
@@ -60,7 +61,8 @@ def elu(graph, node, inputs, kernel):
     """ELU: x, or exp(x) - 1 below zero; XNNPACK's alone."""
 
     def function(x):
-        return np.where(x > 0, x, np.expm1(x.astype(np.float64)).astype(np.float32))
+        below = np.expm1(np.minimum(x, 0).astype(np.float64)).astype(np.float32)
+        return np.where(x > 0, x, below)
 
     return _looked_up(graph, node, inputs[0], kernel, function)
 
