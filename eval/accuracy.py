@@ -20,7 +20,18 @@ import zipfile
 
 import numpy as np
 
-from lowbit import cli, files, manifest, metrics, models, progress, results, runtimes, tflite_file
+from lowbit import (
+    cli,
+    files,
+    manifest,
+    metrics,
+    micro,
+    models,
+    progress,
+    results,
+    runtimes,
+    tflite_file,
+)
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
 
@@ -48,8 +59,9 @@ class Config:
     )
     runtime: str | None = cli.field(
         None,
-        "keras: a .keras file; litert, simulator: a .tflite file. Default: by the file's name.",
-        choices=("keras", "litert", "simulator"),
+        "keras: a .keras file; litert, simulator, micro (TensorFlow Lite Micro): a .tflite file. "
+        "Default: by the file's name.",
+        choices=("keras", "litert", "simulator", "micro"),
     )
     kernels: str = cli.field("xnnpack", "Of litert and simulator.", choices=runtimes.KERNELS)
     reference: str | None = cli.field(
@@ -111,7 +123,7 @@ def evaluate(config: Config) -> dict:
         "model": config.model,
         "scheme": runner.facts.get("scheme", "float" if runtime == "keras" else None),
         "runtime": runtime,
-        "kernels": None if runtime == "keras" else config.kernels,
+        "kernels": config.kernels if runtime in ("litert", "simulator") else None,
         "dataset": config.dataset,
         "split": split,
         "images": count,
@@ -123,6 +135,8 @@ def evaluate(config: Config) -> dict:
         "size_bytes": os.path.getsize(config.model) if os.path.isfile(config.model) else None,
         "parameters": runner.parameters,
     }
+    if runner.arena_bytes is not None:
+        row |= {"arena_bytes": runner.arena_bytes, "micro_version": micro.version()}
     if other is not None:
         stored = outputs_of(other, dataset, count, config.batch_size, "reference", config.crop)
     if stored is not None:
@@ -155,6 +169,7 @@ class Runner:
     preprocess: preprocessing.Preprocess
     facts: dict
     parameters: int | None = None  # of a Keras model, moving statistics included
+    arena_bytes: int | None = None  # of memory, in TensorFlow Lite Micro
 
 
 def load(
@@ -169,8 +184,8 @@ def load(
 
     Args:
       path: of the file, or a zoo name.
-      runtime: "keras", "litert" or "simulator".
-      kernels: of the last two.
+      runtime: "keras", "litert", "simulator" or "micro".
+      kernels: of LiteRT and the simulator.
       preprocess: the normalization; None: as saved with the model.
       flag: that the message names where the normalization is not known.
       zoo: weights, alpha and input_size for a zoo name, as `models.load` takes them.
@@ -181,7 +196,7 @@ def load(
     if runtimes.is_tflite(path) != (runtime != "keras"):
         wanted = ".keras" if runtime == "keras" else ".tflite"
         raise ValueError(f"--runtime={runtime} runs {wanted} files, not {path}")
-    parameters = None
+    parameters = arena_bytes = None
     if runtime != "keras" and any(value is not None for value in (zoo or {}).values()):
         raise ValueError(f"--weights, --alpha and --input_size are for zoo names, not {path}")
     if runtime == "keras":
@@ -203,11 +218,17 @@ def load(
             )
         if runtime == "litert":
             runtimes.try_out(content, path, kernels)
-        shape = tuple(graph.tensors[graph.inputs[0]].shape[1:])
+        source = graph.tensors[graph.inputs[0]]
+        shape = tuple(source.shape[1:])
+        if runtime == "micro":
+            zeros = np.zeros(source.shape, source.dtype)
+            arena_bytes = micro.run(content, [zeros], path).arena_bytes
 
         def run(batches):
             if runtime == "litert":
                 return runtimes.run_litert(content, batches, kernels)
+            if runtime == "micro":
+                return micro.run_batches(content, graph, batches, path)
             return runtimes.run_simulator(graph, batches, kernels)
 
     text = preprocessing.first_known(path, preprocess, facts.get("preprocess"), flag=flag)
@@ -215,7 +236,7 @@ def load(
         raise ValueError(
             f"{path} takes input of shape {shape}; images are (height, width, channels)"
         )
-    return Runner(run, shape, preprocessing.parse(text), facts, parameters)
+    return Runner(run, shape, preprocessing.parse(text), facts, parameters, arena_bytes)
 
 
 def outputs_of(

@@ -2,6 +2,7 @@
 
     python -m eval.conformance                    the table: layer x precision
     python -m eval.conformance --models=500       random networks of these layers
+    python -m eval.conformance --micro            TensorFlow Lite Micro too, at w8a8
 
 Each piece of `layer_cases` stands between two convolutions, with random weights.  Integer precisions:
 the codes of each operation, simulator against interpreter, XNNPACK and BUILTIN_REF.  The others: the
@@ -30,6 +31,7 @@ from lowbit import (
     lint,
     lowering,
     manifest,
+    micro,
     placement,
     progress,
     results,
@@ -52,6 +54,7 @@ PRECISIONS = {
     "float16": ("float16", lowering.Storage(float16=True)),
     "float32": ("float32", lowering.Storage()),
 }
+MICRO_COLUMN = "w8a8 in TensorFlow Lite Micro"
 SMALLEST = 4  # pixels on a side: a random network ends before a piece that would leave fewer
 IMAGES = 8
 DRAWS = 20  # of a random network, until all its tensors have 16 codes or more; then a piece less
@@ -67,6 +70,9 @@ class Config:
     )
     seed: int = cli.field(0, "Of weights, images and random networks.")
     output_dir: str = cli.field("results", "Where rows go.")
+    micro: bool = cli.field(
+        False, "Also TensorFlow Lite Micro at w8a8 (pip install 'lowbit[micro]')."
+    )
     page: str | None = cli.field(
         None, "Where the table goes, as Markdown; default: conformance.md beside the rows."
     )
@@ -96,10 +102,15 @@ def check(config: Config) -> dict:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"--cases: {unknown[0]!r} is none of {'; '.join(known)}")
+    if config.micro:
+        micro.check_installed()
     row = table(names, config) if config.models == 0 else random_networks(names, config)
     row |= {"seconds": round(time.monotonic() - start, 1), "versions": manifest.versions()}
     if row["differing"]:
         raise ValueError(f"{row['differing']} codes differ, the first in {row['first']}")
+    if row.get("micro_differing"):
+        text = f"{row['micro_differing']} codes differ from TensorFlow Lite Micro's"
+        raise ValueError(f"{text}: {row['micro_ops']}")
     return row
 
 
@@ -121,7 +132,8 @@ def table(names: Sequence[str], config: Config) -> dict:
             images = smooth_images(random, IMAGES, *plan.size)
             model, _ = build(plan)
             for precision in PRECISIONS:
-                rows.append({"case": name} | measure(model, images, precision))
+                also = config.micro and precision == "w8a8"
+                rows.append({"case": name} | measure(model, images, precision, also))
             update(number, name)
     results.write_rows(os.path.join(config.output_dir, "conformance.csv"), rows)
     path = config.page or os.path.join(config.output_dir, "conformance.md")
@@ -135,11 +147,14 @@ def table(names: Sequence[str], config: Config) -> dict:
         "differing": sum(row["differing"] for row in rows),
         "first": f"{wrong[0]['case']}, {wrong[0]['precision']}" if wrong else None,
         "refused": sum(bool(row["refused"]) for row in rows),
+        **_micro_total(rows),
     }
 
 
-def measure(model: keras.Model, images: np.ndarray, precision: str) -> dict:
-    """Returns what one network does in one precision, in both interpreters."""
+def measure(
+    model: keras.Model, images: np.ndarray, precision: str, with_micro: bool = False
+) -> dict:
+    """Returns what one network does in one precision, in both interpreters, or in all three."""
     scheme, storage = PRECISIONS[precision]
     row = {"precision": precision, "codes": 0, "differing": 0, "keras_lsb": None, "error": None}
     row |= {"refused": "", "reference": "", "faults": 0}
@@ -172,7 +187,7 @@ def measure(model: keras.Model, images: np.ndarray, precision: str) -> dict:
         row["least_distinct"] = min(
             row.get("least_distinct", 2**16), *(node["distinct"] for node in nodes)
         )
-    return row
+    return row | (_in_micro(graph, images) if with_micro else {})
 
 
 def flavours(graph: integer_graph.IntegerGraph) -> list[str]:
@@ -190,6 +205,36 @@ def _compared(graph, images, flavour):
     return parity.compare_nodes(graph, codes, flavour)
 
 
+def _in_micro(graph, images):
+    """Returns how the simulator's codes differ from TensorFlow Lite Micro's, and where."""
+    row = {"micro_codes": 0, "micro_differing": 0, "micro_ops": {}, "micro_refused": ""}
+    try:
+        nodes = _compared(graph, images, "micro")
+    except runtimes.RefusedError as error:
+        return row | {"micro_refused": str(error)}
+    for node in nodes:
+        row["micro_codes"] += node["codes"]
+        row["micro_differing"] += node["differing"]
+        if node["differing"]:
+            row["micro_ops"][node["op"]] = row["micro_ops"].get(node["op"], 0) + node["differing"]
+    return row
+
+
+def _micro_total(rows):
+    """Returns the sums of the rows' micro columns, nothing where there are none."""
+    rows = [row for row in rows if "micro_codes" in row]
+    if not rows:
+        return {}
+    counts = sum((collections.Counter(row["micro_ops"]) for row in rows), collections.Counter())
+    return {
+        "micro_codes": sum(row["micro_codes"] for row in rows),
+        "micro_differing": sum(row["micro_differing"] for row in rows),
+        "micro_ops": dict(counts),
+        "micro_refused": sum(bool(row["micro_refused"]) for row in rows),
+        "micro_version": micro.version(),
+    }
+
+
 def page(rows: Sequence[dict]) -> str:
     """Returns the table as Markdown, with the reasons of refusals below it."""
     reasons: dict[str, int] = {}
@@ -204,23 +249,33 @@ def page(rows: Sequence[dict]) -> str:
             return f"{row['error']:.0e}{note}"
         return f"{row['differing']} of {row['codes']}{note}"
 
+    def micro_cell(row):
+        if row["micro_refused"]:
+            return f"refused [{reasons.setdefault(row['micro_refused'], len(reasons) + 1)}]"
+        named = "".join(f", {op} {count}" for op, count in row["micro_ops"].items())
+        return f"{row['micro_differing']} of {row['micro_codes']}{named}"
+
     by_case = collections.defaultdict(dict)
     for row in rows:
         by_case[row["case"]][row["precision"]] = cell(row)
-    head = ["layer", *PRECISIONS]
+        if "micro_codes" in row:
+            by_case[row["case"]][MICRO_COLUMN] = micro_cell(row)
+    columns = [*PRECISIONS, *([MICRO_COLUMN] if any("micro_codes" in row for row in rows) else [])]
+    head = ["layer", *columns]
     lines = [
         "# Every layer in every precision",
         "",
         "Made by `python -m eval.conformance`. Integer precisions: codes that differ of codes "
         "compared, all operations, simulator against the default interpreter (XNNPACK) and "
         "BUILTIN_REF. Precisions that compute in float: the largest difference to Keras, in parts of "
-        "the outputs' spread. A number in brackets names what an interpreter or the exporter refuses.",
+        "the outputs' spread. A number in brackets names what an interpreter or the exporter refuses. "
+        "With `--micro` a last column: the same against TensorFlow Lite Micro.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
     ]
     for case, cells in by_case.items():
-        lines.append(f"| {case} | {' | '.join(cells[name] for name in PRECISIONS)} |")
+        lines.append(f"| {case} | {' | '.join(cells.get(name, '') for name in columns)} |")
     lines.append("")
     lines += [f"[{number}] {' '.join(text.split())}  " for text, number in reasons.items()]
     return "\n".join(lines) + "\n"
@@ -235,7 +290,7 @@ def random_networks(names: Sequence[str], config: Config) -> dict:
     rows, first = [], None
     with progress.bar("networks", config.models) as update:
         for number, plan in enumerate(plans(names, config, random), 1):
-            plan, row = drawn(plan)
+            plan, row = drawn(plan, config.micro)
             if row["differing"] and first is None:
                 smallest = shrunk(plan)
                 first = (
@@ -258,21 +313,22 @@ def random_networks(names: Sequence[str], config: Config) -> dict:
         "below_16_distinct": sum(row["below_16_distinct"] for row in rows),
         "operations": sum(row["operations"] for row in rows),
         "first": first,
+        **_micro_total(rows),
     }
 
 
-def drawn(plan: Plan) -> tuple[Plan, dict]:
+def drawn(plan: Plan, micro: bool = False) -> tuple[Plan, dict]:
     """Returns a plan and its row: drawn again until every tensor has 16 codes, or codes differ.
 
     After each `DRAWS` tries the last piece is left out; with one piece left the last try counts.
     """
-    row = compare(plan)
+    row = compare(plan, micro)
     for draw in range(1, DRAWS * len(plan.cases)):
         if row["differing"] or not row["below_16_distinct"]:
             break
         cases = plan.cases if draw % DRAWS else plan.cases[:-1]
         plan = _plan(cases, np.random.default_rng(plan.seed + draw), plan.seed + draw)
-        row = compare(plan) | {"drawn": draw + 1}
+        row = compare(plan, micro) | {"drawn": draw + 1}
     return plan, row
 
 
@@ -296,8 +352,8 @@ def _plan(cases, random, seed):
     return Plan(cases, (height, width), int(random.integers(2, 8)), seed)
 
 
-def compare(plan: Plan) -> dict:
-    """Returns what a random network does at w8a8: codes of both flavours, and of Keras."""
+def compare(plan: Plan, with_micro: bool = False) -> dict:
+    """Returns what a random network does at w8a8: codes of both flavours, of micro, and of Keras."""
     row = dict.fromkeys(("operations", "codes", "differing", "keras_differing"), 0)
     row |= {
         "below_16_distinct": 0,
@@ -326,7 +382,7 @@ def compare(plan: Plan) -> dict:
     expected = np.asarray(placed(images)).reshape(found.shape)
     scale = graph.tensors[graph.outputs[0]].scale
     row["keras_differing"] = int((np.rint((found - expected) / scale) != 0).sum())
-    return row
+    return row | (_in_micro(graph, images) if with_micro else {})
 
 
 def shrunk(plan: Plan) -> Plan:

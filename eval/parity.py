@@ -24,6 +24,7 @@ from lowbit import (
     kernels,
     lowering,
     manifest,
+    micro,
     progress,
     quantizers,
     results,
@@ -165,7 +166,7 @@ def _count(name, ours, theirs, differing, worst):
 def compare_nodes(
     graph: integer_graph.IntegerGraph, codes: np.ndarray, kernels_name: str
 ) -> list[dict]:
-    """Returns for each node how the simulator's codes differ from the interpreter's, on equal inputs.
+    """Returns for each node how the simulator's codes differ from an interpreter's, on equal inputs.
 
     Every node is given what the interpreter computed before it, so that no difference is handed on
     and the one node that differs is named.  Where no node differs, no run from end to end does.
@@ -173,7 +174,7 @@ def compare_nodes(
     Args:
       graph: int8 or int16 activations.
       codes: of the graph's one input, (n, ...).
-      kernels_name: "xnnpack" or "reference".
+      kernels_name: "xnnpack", "reference", or "micro": TensorFlow Lite Micro's.
 
     Returns:
       One row a node: name, op, the kernel that runs it, codes compared, differing, worst_lsb, and
@@ -182,14 +183,11 @@ def compare_nodes(
     computed = [node.outputs[0] for node in graph.nodes]
     # As outputs of the graph all tensors can be read; kernels may keep their memory to themselves.
     probed = dataclasses.replace(graph, outputs=tuple(computed))
-    runner = runtimes.interpreter(tflite_file.write(probed), kernels_name)
-    indices = [detail["index"] for detail in runner.get_output_details()]
+    content = tflite_file.write(probed)
     rows = [_row_of(graph, node, kernels_name) for node in graph.nodes]
     seen = [np.zeros(2**16, bool) for _ in rows]
-    for image in codes[:, None]:
-        runtimes.invoke(runner, image)
-        known = {graph.inputs[0]: image}
-        known |= {name: runner.get_tensor(i) for name, i in zip(computed, indices, strict=True)}
+    for image, values in zip(codes[:, None], _outputs(content, codes, kernels_name), strict=True):
+        known = {graph.inputs[0]: image} | dict(zip(computed, values, strict=True))
         for node, row, found in zip(graph.nodes, rows, seen, strict=True):
             inputs = [
                 known[name] if name in known else graph.tensors[name].data for name in node.inputs
@@ -204,6 +202,19 @@ def compare_nodes(
     for row, found in zip(rows, seen, strict=True):
         row["distinct"] = int(found.sum())
     return rows
+
+
+def _outputs(content, codes, kernels_name):
+    """Yields for each image what an interpreter computes for the file's outputs, in order."""
+    if kernels_name == "micro":
+        outputs = micro.run(content, [codes]).outputs
+        yield from zip(*(array[:, None] for array in outputs), strict=True)
+        return
+    runner = runtimes.interpreter(content, kernels_name)
+    indices = [detail["index"] for detail in runner.get_output_details()]
+    for image in codes[:, None]:
+        runtimes.invoke(runner, image)
+        yield [runner.get_tensor(index) for index in indices]
 
 
 def _row_of(graph, node, kernels_name):

@@ -31,6 +31,7 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     data, models   images; networks
     files, results, plots, progress    files written whole; rows, pictures, bars
     runtimes       a model over images, in Keras, the interpreter or the simulator
+    micro          a file in TensorFlow Lite Micro's interpreter
     checkpoint, manifest, cli      saved runs, saved models, commands
 """
 

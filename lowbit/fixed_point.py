@@ -219,6 +219,22 @@ def two_over_one_plus(a):
     return x
 
 
+def logistic(a):
+    """Returns 1 / (1 + exp(-a)) with 31 fractional bits of a with 27, int64 (gemmlowp)."""
+    positive = two_over_one_plus(exp_on_negative_values(-np.abs(a), integer_bits=4)) << 1
+    positive = np.minimum(positive, INT32_MAX)
+    result = np.where(a > 0, positive, INT32_MAX - positive)
+    return np.where(a == 0, 1 << 30, result)
+
+
+def tanh(a):
+    """Returns tanh(a) with 31 fractional bits of a with 27, int64 (gemmlowp)."""
+    # With 5 integer bits instead of 4 the same bits are twice a.
+    exponential = exp_on_negative_values(-np.abs(a), integer_bits=5)
+    magnitude = (two_over_one_plus(exponential) - (1 << 29)) << 2
+    return np.sign(a) * np.minimum(magnitude, INT32_MAX)
+
+
 def reciprocal_root(value):
     """Returns (multiplier with 31 fractional bits, shift to the left): 1 / sqrt(value), value >= 1.
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -41,6 +41,10 @@ _RESOLVERS = {
     "reference": "BUILTIN_REF",
     "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
 }
+
+
+class RefusedError(ValueError):
+    """An interpreter in a process of its own refuses a file, dies of it, or does not end."""
 
 
 def run_keras(model: keras.Model, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -105,23 +109,42 @@ def try_out(content: bytes, name: str, kernels: str = "xnnpack") -> None:
       ValueError: where the interpreter refuses the file or dies of it.
     """
     lint.verify(content, name)
+    in_child(_TRIAL, [_RESOLVERS[kernels]], content, f"{name}: LiteRT ({kernels} kernels)")
+
+
+def in_child(
+    script: str, arguments: Sequence[str], given: bytes, subject: str, lines: int = 1
+) -> subprocess.CompletedProcess:
+    """Runs a Python script in a process of its own, which an interpreter may abort.
+
+    Args:
+      script: its text.
+      arguments: its sys.argv, from 1 on.
+      given: its stdin.
+      subject: who runs what, for error messages.
+      lines: of stderr, the last ones: why it failed.
+
+    Raises:
+      RefusedError: where the process fails, is killed, or takes more than TRIAL_SECONDS.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _TRIAL, _RESOLVERS[kernels]],
-            input=content,
+            [sys.executable, "-c", script, *arguments],
+            input=given,
             capture_output=True,
             timeout=TRIAL_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        text = f"{name}: LiteRT ({kernels} kernels) does not end within {TRIAL_SECONDS} s"
-        raise ValueError(text) from error
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise RefusedError(f"{subject} does not end within {TRIAL_SECONDS} s") from error
+    said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    said = "; ".join(said[-lines:])
     if done.returncode < 0:
         cause = signal.Signals(-done.returncode).name
-        raise ValueError(f"{name}: LiteRT ({kernels} kernels) dies of it: {cause}")
+        raise RefusedError(f"{subject} dies of it: {cause}{f': {said}' if said else ''}")
     if done.returncode:
-        raise ValueError(f"{name}: LiteRT refuses the model ({kernels} kernels): {''.join(said)}")
+        raise RefusedError(f"{subject} refuses the model: {said}")
+    return done
 
 
 def interpreter(content: bytes, kernels: str = "xnnpack", threads: int = 1, **options):
@@ -165,23 +188,33 @@ def run_simulator(
     graph: integer_graph.IntegerGraph, batches: Iterable[np.ndarray], kernels_name: str = "xnnpack"
 ) -> Iterator[np.ndarray]:
     """Yields the dequantized outputs of the NumPy simulator, kernels "xnnpack" or "reference"."""
-    output = graph.tensors[graph.outputs[0]]
-    scale = (float(output.scale), output.zero_point) if output.quantization else (0.0, 0)
 
     def run_batch(batch):
         return simulate(graph, batch, kernels_name)
 
     for codes in _in_order(run_batch, batches, os.cpu_count() or 1):
-        yield _matrix(_real(codes, *scale))
+        yield graph_outputs(graph, codes)
 
 
 def simulate(graph: integer_graph.IntegerGraph, batch: np.ndarray, kernels_name: str) -> np.ndarray:
     """Returns the first output's codes for float32 images (n, h, w, c)."""
+    codes = graph_codes(graph, batch)
+    return kernels.run(graph, {graph.inputs[0]: codes}, kernels_name)[graph.outputs[0]]
+
+
+def graph_codes(graph: integer_graph.IntegerGraph, batch: np.ndarray) -> np.ndarray:
+    """Returns what a graph's one input takes of float32 images (n, h, w, c)."""
     (name,) = graph.inputs
     tensor = graph.tensors[name]
     quantization = (tensor.scale, tensor.zero_point) if tensor.quantization else (0.0, 0)
-    codes = input_codes(batch, np.dtype(tensor.dtype), *quantization)
-    return kernels.run(graph, {name: codes}, kernels_name)[graph.outputs[0]]
+    return input_codes(batch, np.dtype(tensor.dtype), *quantization)
+
+
+def graph_outputs(graph: integer_graph.IntegerGraph, codes: np.ndarray) -> np.ndarray:
+    """Returns the first output's codes as real numbers, float32 (n, classes)."""
+    output = graph.tensors[graph.outputs[0]]
+    scale = (float(output.scale), output.zero_point) if output.quantization else (0.0, 0)
+    return _matrix(_real(codes, *scale))
 
 
 def input_codes(batch: np.ndarray, dtype, scale: float, zero_point: int) -> np.ndarray:

@@ -6,7 +6,8 @@
 | target           | what it is                                        | what it does not take         |
 |------------------|---------------------------------------------------|-------------------------------|
 | litert           | LiteRT's default interpreter, XNNPACK first       | built-in kernel, or refused   |
-| tflite-micro     | TensorFlow Lite Micro with its reference kernels  | the whole file is refused     |
+| tflite-micro     | TensorFlow Lite Micro with its reference kernels  | the whole file is refused, or |
+|                  |                                                   | computed wrongly              |
 | hexagon-delegate | TFLite's delegate for Hexagon DSPs, up to v66     | runs on the CPU               |
 | ethos-u          | Arm's compiler Vela, for Ethos-U55 and U65        | runs on the CPU               |
 
@@ -56,12 +57,13 @@ def findings(content: bytes, name: str, target: str) -> list[Finding]:
     if target == "litert":
         return _litert(content, name, graphs)
     limits, happens, refuses = _TARGETS[target]
+    more = {"ethos-u": _ethos_u_stops, "tflite-micro": _micro_wrong}.get(target)
     return [
         Finding(operation.label, f"{limit}: {happens}", refuses)
         for graph in graphs
         for operation in graph.operations
         for limit in limits(operation)
-    ] + (_ethos_u_stops(graphs) if target == "ethos-u" else [])
+    ] + (more(graphs) if more else [])
 
 
 # --- what the limits are about ------------------------------------------------------------------
@@ -284,6 +286,7 @@ MICRO_CONSTANTS = {
 # run all the same.  Such scales are those of layers whose output is 0.  Run.
 MICRO_CLIPS = {"RELU6": 6.0, "RELU_N1_TO_1": 1.0}
 MICRO_CODES = 2.0**31
+MICRO_TRANSPOSED_AXES = 5  # at most; run
 
 
 def _micro_limits(operation) -> Iterator[str]:
@@ -310,6 +313,9 @@ def _micro_limits(operation) -> Iterator[str]:
         yield from _not_dtype(operation, (0,), MICRO_INPUTS[op])
     yield from _not_constant(operation, MICRO_CONSTANTS.get(op, ()))
     yield from _micro_clip(operation)
+    source = _tensor(operation, 0)
+    if op == "TRANSPOSE" and source is not None and len(source.shape) > MICRO_TRANSPOSED_AXES:
+        yield f"{len(source.shape)} axes, at most {MICRO_TRANSPOSED_AXES} are allowed"
 
 
 def _micro_clip(operation):
@@ -321,6 +327,26 @@ def _micro_clip(operation):
             f"fused {_activation(operation)} with output scale {scale[0]:.6g}, at least "
             f"{clip / MICRO_CODES:.6g} is allowed"
         )
+
+
+def _micro_wrong(graphs) -> list[Finding]:
+    """Returns each RELU6 to another scale or zero point: it runs, but its kernel only clamps codes."""
+    found = []
+    for operation in (each for graph in graphs for each in graph.operations):
+        source = _tensor(operation, 0)
+        if operation.op != "RELU6" or source is None or not operation.outputs:
+            continue
+        maps = [
+            (tensor.scale.tolist(), tensor.zero_point.tolist())
+            for tensor in (source, operation.outputs[0])
+        ]
+        if maps[0] != maps[1]:
+            text = (
+                f"from scale and zero point {maps[0]} to {maps[1]}, the same are allowed: the kernel "
+                "only clamps, and computes wrongly"
+            )
+            found.append(Finding(operation.label, text, True))
+    return found
 
 
 def _micro_weights(operation):

@@ -1,10 +1,11 @@
 """The integer graph run in NumPy, giving the codes that a TFLite interpreter computes.
 
-Two flavours, because "bit exact" needs a backend's name:
+Three flavours, because "bit exact" needs a backend's name:
 
   reference   the interpreter with its reference kernels: fixed-point requantization
   xnnpack     the default interpreter: XNNPACK where its delegate takes the node, else the optimized
               built-in kernel; `delegate.placement_of` says which and why
+  micro       TensorFlow Lite Micro with its reference kernels, 8-bit activations alone
 
 | op                | reference and built-in                  | XNNPACK                            |
 |-------------------|-----------------------------------------|------------------------------------|
@@ -26,6 +27,10 @@ Two flavours, because "bit exact" needs a backend's name:
 | QUANTIZE, float32 | divide, ties away from zero             | times 1/scale, ties to even        |
 | RESIZE_BILINEAR   | weights of 10 bits, ties away from zero | weights of 11 bits, ties upwards   |
 | the others        | move or select codes                    | the same                           |
+
+micro is reference, but for: FULLY_CONNECTED, in fixed point as convolutions are; LOGISTIC and TANH,
+in fixed point throughout; the multipliers of MUL, RELU and LEAKY_RELU, from float64 quotients of the
+scales; RELU6, which only clamps; ELU, a float32 table of exp(x) - 1.
 
 int16 activations run on reference and built-in kernels alone, with arithmetic of their own (`int16`);
 so do convolutions with packed 4-bit weights, with that of int8.
@@ -58,7 +63,7 @@ from lowbit.kernels import (
     weighted,
 )
 
-FLAVOURS = ("xnnpack", "reference")
+FLAVOURS = ("xnnpack", "reference", "micro")
 # What NumPy and Python raise where a damaged file's node does not fit its tensors.
 _UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError)
 

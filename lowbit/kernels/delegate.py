@@ -40,8 +40,8 @@ def placement_of(
     refused = _unsupported(graph, node, kernels)
     if refused:
         return "refused", refused
-    if kernels == "reference":
-        return "reference", ""
+    if kernels in ("reference", "micro"):
+        return kernels, ""
     if any(graph.tensors[name].dtype == "int16" for name in (*node.inputs, *node.outputs)):
         return "builtin", f"the delegate takes no 16-bit {node.op}"
     left = _packed_reason(graph, node) or _transposed_reason(graph, node)
@@ -63,6 +63,8 @@ def placement_of(
 
 def _unsupported(graph, node, kernels):
     """Returns why no kernel takes the node's types, or takes them and computes wrongly; else None."""
+    if kernels == "micro":
+        return _micro_reason(graph, node)
     if node.op == "ELU" and kernels == "reference":
         return "BUILTIN_REF has no ELU of 8 bits"
     if node.op == "DEPTH_TO_SPACE" and kernels == "reference":
@@ -81,6 +83,18 @@ def _unsupported(graph, node, kernels):
             return "the kernel computes wrongly with 4-bit weights and 16-bit activations"
         if kernels == "reference":
             return "BUILTIN_REF has no DEPTHWISE_CONV_2D of version 7, with 4-bit weights"
+    return None
+
+
+def _micro_reason(graph, node):
+    """Returns why TensorFlow Lite Micro has no kernel for a node, or we none like it; else None."""
+    if node.op in ("GELU", "RELU_0_TO_1"):
+        return f"TensorFlow Lite Micro has no {node.op}"
+    dtypes = {graph.tensors[name].dtype for name in (*node.inputs, *node.outputs)}
+    if "int2" in dtypes:
+        return "TensorFlow Lite Micro has no 2-bit weights"
+    if "int16" in dtypes:
+        return "its kernels of 16 bits are not simulated, those of 8 bits are"
     return None
 
 

@@ -55,13 +55,22 @@ def multiply(graph, node, inputs, kernel):
     a, b = _both_centred(graph, node, inputs)
     product = a * b
     scale = requantization.product_scale(graph, node)
+    if kernel == "micro":
+        scale = float(first.scale) * float(second.scale) / float(output.scale)
     return requantization.requantize(product, scale, node, output, kernel, scale)
 
 
 def relu(graph, node, inputs, kernel):
-    """RELU, RELU6, RELU_0_TO_1: requantizes, then clamps; always a built-in kernel; exact."""
+    """RELU, RELU6, RELU_0_TO_1: requantizes, then clamps; always a built-in kernel; exact.
+
+    Micro's RELU6 only clamps: with another scale or zero point than the input's its codes are wrong.
+    """
     source, output = requantization.ends(graph, node)
+    if kernel == "micro" and node.op == "RELU6":
+        return np.clip(inputs[0], *requantization.clamp_range(node, source, kernel))
     ratio = source.scale / output.scale
+    if kernel == "micro":
+        ratio = float(source.scale) / float(output.scale)
     return requantization.requantize(
         requantization.centred(inputs[0], source), ratio, node, output, kernel, ratio
     )

@@ -12,8 +12,10 @@ from lowbit.kernels import c_library, requantization
 def logistic(graph, node, inputs, kernel):
     """LOGISTIC: 1 / (1 + exp(-x)), to output scale 1/256 and zero point -128.
 
-    XNNPACK's is rounded to float32 from a longer one, the others compute in float32.
+    XNNPACK's is rounded to float32 from a longer one, micro is fixed point, the others float32.
     """
+    if kernel == "micro":
+        return _looked_up_fixed_point(graph, node, inputs[0], kernel, fixed_point.logistic)
 
     def sigmoid(x):
         if kernel == "xnnpack":
@@ -25,7 +27,9 @@ def logistic(graph, node, inputs, kernel):
 
 
 def tanh(graph, node, inputs, kernel):
-    """TANH, to output scale 1/128 and zero point 0."""
+    """TANH, to output scale 1/128 and zero point 0; micro is fixed point, the others float32."""
+    if kernel == "micro":
+        return _looked_up_fixed_point(graph, node, inputs[0], kernel, fixed_point.tanh)
     return _looked_up(graph, node, inputs[0], kernel, functools.partial(c_library.float32, "tanh"))
 
 
@@ -40,10 +44,12 @@ def gelu(graph, node, inputs, kernel):
 
 
 def leaky_relu(graph, node, inputs, kernel):
-    """LEAKY_RELU: x, or alpha * x below zero; exact in both flavours."""
+    """LEAKY_RELU: x, or alpha * x below zero; exact in all flavours."""
     source, output = requantization.ends(graph, node)
     codes = requantization.centred(inputs[0], source)
-    ratios = requantization.leaky_ratios(graph, node)
+    ratios = requantization.leaky_ratios(
+        graph, node, np.float64 if kernel == "micro" else np.float32
+    )
     if kernel == "xnnpack":
         above, below = (int(np.rint(np.float32(256) * ratio)) for ratio in ratios)
         scaled = codes * np.where(codes >= 0, above, below)
@@ -58,10 +64,14 @@ def leaky_relu(graph, node, inputs, kernel):
 
 
 def elu(graph, node, inputs, kernel):
-    """ELU: x, or exp(x) - 1 below zero; XNNPACK's alone."""
+    """ELU: x, or exp(x) - 1 below zero, with micro's 1 taken off in float32; not in the others."""
 
     def function(x):
-        below = np.expm1(np.minimum(x, 0).astype(np.float64)).astype(np.float32)
+        below = np.minimum(x, np.float32(0))
+        if kernel == "micro":
+            below = c_library.float32("exp", below) - np.float32(1)
+        else:
+            below = np.expm1(below.astype(np.float64)).astype(np.float32)
         return np.where(x > 0, x, below)
 
     return _looked_up(graph, node, inputs[0], kernel, function)
@@ -113,5 +123,25 @@ def _looked_up(graph, node, codes, kernel, function):
         centred = np.rint(values + np.float32(output.zero_point)) - output.zero_point
     else:
         centred = requantization.round_half_away(values)
+    table = requantization.finish(centred, node, output, kernel)
+    return table[codes.astype(np.int64) + 128]
+
+
+def _looked_up_fixed_point(graph, node, codes, kernel, function):
+    """Returns the function of every code, computed in fixed point (micro).
+
+    Args:
+      function: real input with 27 fractional bits -> result with 31; beyond 15 it is saturated.
+    """
+    source, output = requantization.ends(graph, node)
+    every = np.arange(-128, 128, dtype=np.int64) - source.zero_point
+    multiplier, shift = fixed_point.quantize_multiplier(float(source.scale) * 2.0**27)
+    radius = int(np.floor(15 * 2.0 ** (27 - int(shift))))
+    real = fixed_point.multiply_by_quantized_multiplier(
+        np.clip(every, -radius, radius), multiplier, shift
+    )
+    bits = 31 + int(np.rint(np.log2(output.scale)))
+    centred = fixed_point.rounding_divide_by_pot(function(real), bits)
+    centred = np.where(np.abs(every) < radius, centred, np.sign(every) * 256)
     table = requantization.finish(centred, node, output, kernel)
     return table[codes.astype(np.int64) + 128]

@@ -126,11 +126,11 @@ def centred(array, tensor, dtype=np.int64):
     return np.subtract(array, tensor.zero_point, dtype=dtype)
 
 
-def leaky_ratios(graph, node):
-    """Returns float32 (s_in / s_out, s_in * alpha / s_out)."""
-    source, output = ends(graph, node)
-    alpha = np.float32(node.attributes["alpha"])
-    return source.scale / output.scale, source.scale * alpha / output.scale
+def leaky_ratios(graph, node, dtype=np.float32):
+    """Returns (s_in / s_out, s_in * alpha / s_out), computed in dtype."""
+    source, output = (tensor.scale.astype(dtype) for tensor in ends(graph, node))
+    alpha = dtype(np.float32(node.attributes["alpha"]))
+    return source / output, source * alpha / output
 
 
 def check_not_negative(node, codes, tensor):

@@ -12,7 +12,7 @@ def softmax(graph, node, inputs, kernel):
     beta = np.float32(node.attributes["beta"])
     below = inputs[0].astype(np.int64)
     below -= below.max(axis=-1, keepdims=True)
-    if kernel == "reference":
+    if kernel in ("reference", "micro"):
         centred = _softmax_fixed_point(below, float(beta) * float(source.scale))
     else:
         centred = _softmax_table(below, source.scale * beta, output.scale)

@@ -13,6 +13,8 @@ How fixed point rounds x * multiplier * 2^(shift - 31), weights of 2, 4 and 8 bi
 | convolutions, int16 activations          | 15-bit multiplier, once, ties up | the same             |
 | FULLY_CONNECTED, int16 activations       | float64, ties away   | the same (with a bias)           |
 
+micro is reference, but for FULLY_CONNECTED: twice: up, then away.
+
 "up" and "away" say where a tie goes: upwards, away from zero.  On other processors the built-in
 matrix products can round once (x86 without AVX, by test; 64-bit ARM, by its source).
 """
