@@ -7,6 +7,7 @@ cifar              ResNet-20, VGG-small and a MobileNet-v1 for images of 32x32 p
 slim               TF-slim checkpoints, and ResNets of slim's topology
 pretrained         weights that lie in an installed package
 torch_file         tensors of a PyTorch file, without running what is pickled in it
+tfmot_file         networks and ranges that tensorflow-model-optimization trained, without Keras 2
 batch_norms        batch norms of random weights, set from images
 """
 
