@@ -25,6 +25,7 @@ def tool(name, *flags):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_conformance_suite_takes_an_extension_up(tmp_path):
     row = tool("eval.conformance", "--cases=unit normalization", f"--output_dir={tmp_path}")
     assert row["differing"] == 0 and row["codes"] > 50_000
