@@ -210,7 +210,7 @@ def _in_micro(graph, images):
     row = {"micro_codes": 0, "micro_differing": 0, "micro_ops": {}, "micro_refused": ""}
     try:
         nodes = _compared(graph, images, "micro")
-    except runtimes.RefusedError as error:
+    except ValueError as error:  # the interpreter refuses, or its arithmetic is undefined
         return row | {"micro_refused": str(error)}
     for node in nodes:
         row["micro_codes"] += node["codes"]
