@@ -106,8 +106,11 @@ def check(config: Config) -> dict:
         micro.check_installed()
     row = table(names, config) if config.models == 0 else random_networks(names, config)
     row |= {"seconds": round(time.monotonic() - start, 1), "versions": manifest.versions()}
-    if row["differing"]:
-        raise ValueError(f"{row['differing']} codes differ, the first in {row['first']}")
+    if row["first"]:
+        raise ValueError(
+            f"{row['differing']} codes differ and {row.get('faults', 0)} faults, the first in "
+            f"{row['first']}"
+        )
     if row.get("micro_differing"):
         text = f"{row['micro_differing']} codes differ from TensorFlow Lite Micro's"
         raise ValueError(f"{text}: {row['micro_ops']}")
@@ -138,7 +141,7 @@ def table(names: Sequence[str], config: Config) -> dict:
     results.write_rows(os.path.join(config.output_dir, "conformance.csv"), rows)
     path = config.page or os.path.join(config.output_dir, "conformance.md")
     files.save_bytes(page(rows).encode(), path)
-    wrong = [row for row in rows if row["differing"]]
+    wrong = [row for row in rows if row["differing"] or row["faults"]]
     return {
         "tool": "eval.conformance",
         "cases": len(names),
@@ -146,6 +149,7 @@ def table(names: Sequence[str], config: Config) -> dict:
         "codes": sum(row["codes"] for row in rows),
         "differing": sum(row["differing"] for row in rows),
         "first": f"{wrong[0]['case']}, {wrong[0]['precision']}" if wrong else None,
+        "faults": sum(row["faults"] for row in rows),
         "refused": sum(bool(row["refused"]) for row in rows),
         **_micro_total(rows),
     }

@@ -255,6 +255,10 @@ CASES = {
         lambda x: L.Concatenate()([L.Activation("sigmoid")(x), conv(x, activation="tanh"), x]),
         ["TANH", "LOGISTIC", "QUANTIZE", "QUANTIZE", "CONCATENATION"],
     ),
+    "a hard sigmoid joined": (
+        lambda x: L.Concatenate()([L.Activation("hard_sigmoid")(x), x]),
+        ["DEPTHWISE_CONV_2D", "QUANTIZE", "CONCATENATION"],
+    ),
     "two fixed scales joined, one moved": (
         lambda x: L.Maximum()([ops.tanh(x), L.Permute((1, 2, 3))(ops.sigmoid(conv(x)))]),
         ["LOGISTIC", "TANH", "QUANTIZE", "QUANTIZE", "MAXIMUM"],

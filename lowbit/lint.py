@@ -323,9 +323,24 @@ def _converts(operation, graph) -> Iterable[str]:
     enters = source is not None and source.index in graph.inputs
     if target.index in graph.outputs or (enters and operation.op == "QUANTIZE"):
         return
+    if source is not None and source.dtype == target.dtype and _has_fixed_range(source, graph):
+        return
     dtypes = f"{source.dtype if source else 'nothing'} to {target.dtype}"
     advice = "; give its two sides one range" if source and source.dtype == target.dtype else ""
     yield f"{operation.label}: {dtypes} inside the graph{advice}"
+
+
+def _has_fixed_range(tensor, graph) -> bool:
+    """Returns whether a kernel sets a tensor's scale, or saturation at 0 and 1 its range.
+
+    Where such a tensor joins others (a tanh in a concatenation), only a QUANTIZE can bring it to
+    their scale.
+    """
+    maker = next((made for made in graph.operations if tensor in made.outputs), None)
+    if maker is None or tensor.scale.size != 1:
+        return False
+    unit = tensor.zero_point[:1] == -128 and abs(255 * float(tensor.scale[0]) - 1) < 1e-4
+    return maker.op in FIXED_OUTPUT or (maker.op in WEIGHTED and bool(unit))
 
 
 def _parts(operation):
