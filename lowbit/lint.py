@@ -337,10 +337,15 @@ def _has_fixed_range(tensor, graph) -> bool:
     their scale.
     """
     maker = next((made for made in graph.operations if tensor in made.outputs), None)
-    if maker is None or tensor.scale.size != 1:
+    if maker is None or tensor.scale.size != 1 or tensor.dtype not in _TO_ONE:
         return False
-    unit = tensor.zero_point[:1] == -128 and abs(255 * float(tensor.scale[0]) - 1) < 1e-4
-    return maker.op in FIXED_OUTPUT or (maker.op in WEIGHTED and bool(unit))
+    steps, lowest = _TO_ONE[tensor.dtype]
+    saturates = abs(steps * float(tensor.scale[0]) - 1) < 1e-4 and tensor.zero_point[0] == lowest
+    return maker.op in FIXED_OUTPUT or (maker.op in WEIGHTED and saturates)
+
+
+# dtype: (codes from 0 to 1, code of 0) of a range [0, 1]
+_TO_ONE = {"int8": (255, -128), "uint8": (255, 0), "int16": (32767, 0)}
 
 
 def _parts(operation):
