@@ -466,7 +466,7 @@ def kernels_of(model: keras.Model, name: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: where no convolution or dense layer has that name; names those there are.
     """
-    network = rewrites.fold_batch_norms(rewrites.merge_rescaling(reading.read(model)))
+    network = rewrites.fold_batch_norms(rewrites.merge_rescaling(reading.read(model, strict=False)))
     baked = rewrites.bake_batch_norms(network)
     names = []
     for before, after in zip(network.operations, baked.operations, strict=True):

@@ -25,6 +25,7 @@ from lowbit import (
     lowering,
     manifest,
     micro,
+    placement,
     progress,
     quantizers,
     results,
@@ -60,6 +61,12 @@ def compare(config: Config) -> dict:
             runtimes.try_out(content, config.model, name)
     else:
         keras_model, facts = manifest.load_model(config.model)
+        in_float = placement.float_layers(keras_model)
+        if in_float:
+            raise ValueError(
+                f"{config.model}: {', '.join(in_float)} compute in float for want of an integer form; "
+                "parity counts the codes of integer models"
+            )
         lowered = lowering.lower(keras_model)
         content = tflite_file.write(lowered)
     graph = tflite_file.read(content, config.model)

@@ -102,6 +102,8 @@ def export(config: Config) -> dict:
         "weight_storage": config.weight_storage,
     }
     if config.route == "mlir":
+        if in_float:
+            raise ValueError(f"--route=mlir takes no layers in float: {', '.join(in_float)}")
         if own != "int8" or config.weight_storage == "packed":
             raise ValueError(
                 f"--route=mlir writes int8 activations and weights alone, not {scheme.name} with "

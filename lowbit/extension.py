@@ -103,9 +103,12 @@ def load(path: str) -> None:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise ValueError(f"--extensions: {path}: {type(error).__name__}: {error}") from error
-    for extension in getattr(module, "EXTENSIONS", ()):
+    extensions = getattr(module, "EXTENSIONS", ())
+    if not isinstance(extensions, tuple | list):
+        raise ValueError(f"--extensions: {path}: EXTENSIONS are {extensions!r}, no tuple or list")
+    for extension in extensions:
         if not isinstance(extension, Extension):
             raise ValueError(f"--extensions: {path}: EXTENSIONS hold {extension!r}, no Extension")
         install(extension)

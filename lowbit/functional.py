@@ -120,7 +120,9 @@ def _recorded(operation, node, prefix):
         known = ", ".join(recorded.KNOWN)
         raise UnsupportedModelError(f"{label} has no quantized form; those that have: {known}")
     try:
-        found = recorded.layers_of(operation, node.arguments.args)
+        # The value that ops.pad pads with comes by keyword; no reader knows another such argument.
+        others = [value for value in node.arguments.kwargs.values() if value not in (None, 0)]
+        found = None if others else recorded.layers_of(operation, node.arguments.args)
     except (TypeError, ValueError) as error:
         raise UnsupportedModelError(f"{label} cannot be read: {error}") from error
     if found is None:

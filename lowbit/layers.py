@@ -589,14 +589,19 @@ class QuantizedRsqrt(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("lowbit")
 class QuantizedPReLU(keras.layers.PReLU):
-    """x, or alpha * x below zero; in inference with alpha in int8, one scale for all channels.
+    """x, or alpha * x below zero; in inference between quantizers with alpha in int8, on one scale.
 
     s = max |alpha| / 127        y = x, or x * rint(alpha / s) * s
     """
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.input_quantizer = self.output_quantizer = _no_quantizer
+
     def call(self, x, training=None):
         alpha = self.alpha
-        if not training:
+        ends = (self.input_quantizer(), self.output_quantizer())
+        if not training and None not in map(_scale_of, ends):
             codes, scale = self.alpha_codes()
             alpha = codes * scale
         return ops.where(x >= 0, x, x * alpha)
@@ -779,8 +784,9 @@ class InFloat(keras.layers.Layer):
             self.layer.build(input_shape)
 
     def call(self, inputs, training=None):
+        # Keras hands `training` on to a layer whose call takes it.
         arguments = inputs if self.separate else [inputs]
-        return self.layer(*arguments, training=training, **self.keywords)
+        return self.layer(*arguments, **self.keywords)
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)
@@ -799,6 +805,7 @@ class InFloat(keras.layers.Layer):
 ARITHMETIC = (QuantizedAdd, QuantizedSubtract, QuantizedMultiply)
 _WITH_QUANTIZERS = (
     *(_TwoInputs, QuantizedMean, QuantizedLeakyReLU, QuantizedBilinear, QuantizedRequantize),
+    QuantizedPReLU,
 )
 WEIGHTED = (QuantizedConv2D, QuantizedDepthwiseConv2D, QuantizedConv2DTranspose, QuantizedDense)
 
@@ -871,6 +878,9 @@ def rebuilt(model: keras.Model, change: Callable[[keras.layers.Layer], dict]) ->
         entry["config"] |= changes[entry["config"]["name"]]
     made = type(model).from_config(config)
     for layer in model.layers:
+        if isinstance(layer, InFloat):  # sublayers' variables share their names
+            made.get_layer(layer.name).set_weights(layer.get_weights())
+            continue
         values = {variable.name: variable for variable in layer.variables}
         for variable in made.get_layer(layer.name).variables:
             if variable.name in values and variable.shape == values[variable.name].shape:

@@ -24,7 +24,7 @@ import numpy as np
 
 from lowbit import affine, foreign, functional, integer_graph, layers, quantizers
 from lowbit.functional import UnsupportedModelError
-from lowbit.kernels import resizing
+from lowbit.kernels import delegate, resizing
 
 # XNNPACK refuses a whole model with a multiplier s_in * s_w / s_out of 256 or more in any channel;
 # below 2**-32 TFLite's 32-bit fixed point multiplier is zero.
@@ -172,9 +172,15 @@ def lower(
             raise UnsupportedModelError(f"output {len(outputs)} of {model.name} is not quantized")
         _in_network_units(values[value], f"output {len(outputs)} of {model.name}")
         outputs.append(values[value].name)
-    return integer_graph.IntegerGraph(
+    graph = integer_graph.IntegerGraph(
         builder.tensors, tuple(builder.nodes), tuple(inputs), tuple(outputs), "main", description
     )
+    for node in graph.nodes:
+        if "int16" in (graph.tensors[name].dtype for name in (*node.inputs, *node.outputs)):
+            kernel, reason = delegate.placement_of(graph, node)
+            if kernel == "refused":
+                raise UnsupportedModelError(f"layer {node.name}: {reason}")
+    return graph
 
 
 def _activation_tensor(name, shape, dtype, scale, zero_point, unit=1.0):

@@ -293,6 +293,11 @@ def _read_separable(call, inputs, fresh):
 
 def _read_batch_norm(call, inputs, fresh):
     layer = call.layer
+    if layer.axis not in (-1, call.rank - 1):
+        raise UnsupportedModelError(
+            f"layer {call.name} is a BatchNormalization over axis {layer.axis} of a {call.rank}-D "
+            "tensor; allowed is the last axis alone"
+        )
     count = layer.moving_mean.shape[0]
     weights = {
         "gamma": layer.gamma if layer.scale else np.ones(count, np.float32),
@@ -359,7 +364,12 @@ def _read_layer_normalization(call, inputs, fresh):
         raise UnsupportedModelError(
             f"layer {call.name} normalizes over axes {sorted(axes)}; allowed is the last axis alone"
         )
-    centred = isinstance(layer, _L.LayerNormalization) and not getattr(layer, "rms_scaling", False)
+    if getattr(layer, "rms_scaling", False):
+        raise UnsupportedModelError(
+            f"layer {call.name} has rms_scaling, which divides by the centred variance and centres "
+            "nothing; use RMSNormalization"
+        )
+    centred = isinstance(layer, _L.LayerNormalization)
     operations = []
 
     def add(kind, suffix, sources, **config):
@@ -462,6 +472,18 @@ def _read_merged(kind):
     return read_layer
 
 
+def _read_normalization(call, inputs, fresh):
+    axes = {
+        int(axis) % call.rank
+        for axis in np.ravel([] if call.layer.axis is None else call.layer.axis)
+    }
+    if axes - {call.rank - 1}:
+        raise UnsupportedModelError(
+            f"layer {call.name} is a Normalization over axes {sorted(axes)}; allowed is the last alone"
+        )
+    return _read_kept("rescale")(call, inputs, fresh)
+
+
 def _read_average(call, inputs, fresh):
     """Reads a mean of tensors as their sum times a factor, which what reads it takes in."""
     total = next(fresh)
@@ -543,7 +565,8 @@ READERS = {
     _L.Flatten: _read_kept("reshape"),
     _L.Reshape: _read_kept("reshape"),
     _L.Rescaling: _read_kept("rescale"),
-    _L.Normalization: _read_kept("rescale"),
+    _L.Normalization: _read_normalization,
+    _L.Identity: _dropped,
     _L.Dropout: _dropped,
     _L.SpatialDropout2D: _dropped,
     _L.GaussianNoise: _dropped,

@@ -146,7 +146,7 @@ def _largest(operation, x):
 
 def _item(operation, x, key):
     """Returns x[key]: slices, numbers and an ellipsis; the batch stays whole."""
-    key = key if isinstance(key, tuple) else (key,)
+    key = tuple(key) if isinstance(key, tuple | list) else (key,)  # a list, from a saved file
     rank = len(x.shape)
     if Ellipsis in key:
         at = key.index(Ellipsis)
@@ -242,9 +242,9 @@ _LAYERS: dict[str, Callable] = {
             "Silu": "silu",
             "HardSigmoid": "hard_sigmoid",
             "HardSilu": "hard_silu",
-            "Elu": "elu",
         }.items()
     },
+    "Elu": lambda operation, x: (_L.ELU(operation.alpha, name=operation.name), [x]),
     "Gelu": _gelu,
     "Softmax": _softmax,
     "LeakyRelu": _leaky_relu,

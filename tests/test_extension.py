@@ -56,6 +56,8 @@ def test_an_extension_from_the_float_model_to_the_parity_count(tmp_path):
 BAD = {
     "missing.py": (None, FileNotFoundError, "missing.py is no .py file"),
     "raises.py": ("1 / 0", ValueError, "raises.py: ZeroDivisionError: division by zero"),
+    "no_list.py": ("EXTENSIONS = 5", ValueError, "no_list.py: EXTENSIONS are 5, no tuple or list"),
+    "leaves.py": ("raise SystemExit(3)", ValueError, "leaves.py: SystemExit: 3"),
     "wrong.py": ("EXTENSIONS = [3]", ValueError, "wrong.py: EXTENSIONS hold 3, no Extension"),
     "known.py": (
         "import keras\nfrom lowbit.extension import Extension\n"

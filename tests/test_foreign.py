@@ -9,6 +9,7 @@ from export import tflite
 from lowbit import (
     calibration,
     foreign,
+    layers,
     lint,
     lowering,
     manifest,
@@ -102,6 +103,50 @@ def test_a_layer_in_float_in_other_precisions(scheme, images):
 def test_strict_refuses_and_names_the_layer():
     with pytest.raises(UnsupportedModelError, match=r"odd \(GroupNormalization, after before\)"):
         placement.place(network(CASES["group normalization"][0]), spec.scheme("w8a8"))
+
+
+def test_training_keeps_the_weights_of_sublayers(images):
+    _, placed, _ = placed_and_lowered(CASES["attention"][0], images)
+    before = placed.get_layer("attention").get_weights()
+    again = layers.rebuilt(placed, lambda layer: {}).get_layer("attention").get_weights()
+    assert len(before) == 8
+    for ours, theirs in zip(again, before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        L.Resizing(5, 5, interpolation="nearest", name="odd"),
+        L.BatchNormalization(axis=1, name="odd"),
+        L.Normalization(axis=1, mean=np.arange(9.0), variance=np.arange(1.0, 10), name="odd"),
+        L.ELU(0.5, name="odd"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_arguments_that_no_kernel_knows_leave_a_layer_in_float(layer, images):
+    model, placed, graph = placed_and_lowered(
+        lambda x: type(layer).from_config(layer.get_config())(x), images, "float32"
+    )
+    assert placement.float_layers(placed) == ["odd"]
+    content = tflite_file.write(graph)
+    found = np.concatenate(list(runtimes.run_litert(content, [images], "xnnpack", 1)))
+    np.testing.assert_allclose(found, np.asarray(model(images)), rtol=1e-5, atol=1e-5)
+
+
+def test_an_identity_is_dropped(images):
+    _, placed, _ = placed_and_lowered(lambda x: L.Identity()(x), images)
+    assert placement.float_layers(placed) == []
+
+
+def test_the_converters_route_takes_no_layer_in_float(tmp_path, images):
+    _, placed, _ = placed_and_lowered(CASES["selu"][0], images)
+    path = tmp_path / "ptq.keras"
+    manifest.save_model(placed, path, {"scheme": "w8a8", "preprocess": "tf"})
+    with pytest.raises(ValueError, match="--route=mlir takes no layers in float: odd"):
+        tflite.export(
+            tflite.Config(model=str(path), output=str(tmp_path / "m.tflite"), route="mlir")
+        )
 
 
 class Unsaved(keras.layers.Layer):

@@ -493,6 +493,33 @@ def test_a_layer_computes_what_the_float_one_does(placed, case):
     placed(functional(OTHERS[case]))
 
 
+def test_slices_of_a_saved_model(placed, tmp_path):
+    model = functional(lambda x: x[:, 1:-1, ..., ::2] * keras.ops.pad(x[:, 3:, :, :2], PADDING))
+    path = tmp_path / "float.keras"
+    model.save(path)
+    placed(keras.models.load_model(path))
+
+
+PADDING = ((0, 0), (1, 0), (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: keras.ops.pad(x, PADDING, constant_values=3.0),
+        lambda x: x[:, ::-1],
+        lambda x: keras.ops.split(x, 1, axis=0)[0],
+    ],
+)
+def test_arguments_of_recorded_operations_that_no_kernel_knows_are_refused(function):
+    with pytest.raises(UnsupportedModelError, match="has arguments that no integer kernel takes"):
+        placement.place(functional(function), W8A8)
+
+
+def test_a_float_schemes_prelu_is_the_float_one(placed):
+    placed(functional(lambda x: L.PReLU(alpha_initializer="he_normal")(x)), spec.scheme("float32"))
+
+
 def test_calls_one_by_one_give_what_the_model_gives(rng):
     def network(x):
         first, second = keras.ops.split(x + L.Conv2D(4, 1)(x), 2, axis=-1)
