@@ -123,7 +123,12 @@ def quantize(config: Config) -> dict:
             recipes.correct(quantized, reference, recipe.corrections, images(), count, update)
     rows = describe(quantized)
     print(results.table(rows, list(rows[0])), file=sys.stderr)
-    reasons = (spec.why_simulated_only(scheme) for scheme in bits.schemes())
+    # A layer that an override leaves in float (a8) is exported so.
+    reasons = (
+        spec.why_simulated_only(scheme)
+        for number, scheme in enumerate(bits.schemes())
+        if number == 0 or scheme.weights is not None
+    )
     simulated = next((reason for reason in reasons if reason is not None), None)
     if simulated is not None:
         print(f"{config.scheme} can be simulated, not exported: {simulated}", file=sys.stderr)

@@ -189,6 +189,8 @@ def test_the_tools_name_what_stays_in_float_and_strict_refuses(tmp_path, images,
     config = {"model": str(path), "dataset": str(pictures), "calibration_images": 6}
     with pytest.raises(UnsupportedModelError, match=r"odd \(GroupNormalization"):
         quantize.quantize(quantize.Config(**config, output=str(output), strict=True))
+    row = quantize.quantize(quantize.Config(**config, output=str(output), override="after=a8"))
+    assert row["exportable"]
     quantize.quantize(quantize.Config(**config, output=str(output)))
     assert "layer odd has no integer form and stays in float" in capsys.readouterr().err
     written = tmp_path / "model.tflite"
