@@ -65,8 +65,8 @@ class Extension:
       read: (call, inputs, fresh) to the list of `network.Operation` that it is; may raise
         UnsupportedModelError.
       lower: (builder, call, arguments, shape) to a `lowering.Pending`, or to a tensor on its input's
-        scale; as those in lowering.py.
-      kind: of the operation that `lower` takes; any new word.
+        scale; as those in lowering.py.  None: `read` makes operations of known kinds alone.
+      kind: of the operation that `lower` takes; any new word, None without `lower`.
       computes: whether it makes new values, which a quantizer follows; else it hands on its input's.
       quantized: class of the layer in the quantized model, made from the float one's configuration;
         None: the same.
@@ -77,8 +77,8 @@ class Extension:
 
     layer: type[keras.layers.Layer]
     read: Callable
-    lower: Callable
-    kind: str
+    lower: Callable | None = None
+    kind: str | None = None
     computes: bool = True
     quantized: type[keras.layers.Layer] | None = None
     operators: tuple[Operator, ...] = ()
@@ -126,6 +126,11 @@ def install(extension: Extension) -> None:
             f"extension of {extension.layer.__name__}: the layer, or the kind {extension.kind!r}, is "
             "known already"
         )
+    if (extension.kind is None) != (extension.lower is None):
+        raise ValueError(
+            f"extension of {extension.layer.__name__}: kind {extension.kind!r} and lower "
+            f"{extension.lower!r} go together"
+        )
     for operator in extension.operators:
         if operator.name in tflite_file.OPTIONS:
             raise ValueError(f"operator {operator.name} is known already")
@@ -133,8 +138,11 @@ def install(extension: Extension) -> None:
             raise ValueError(f"operator {operator.name} is none of TFLite's built-in ones")
     for operator in extension.operators:
         _install_operator(operator)
-    quantized = extension.quantized or extension.layer
     reading.READERS[extension.layer] = extension.read
+    INSTALLED.append(extension)
+    if extension.kind is None:
+        return
+    quantized = extension.quantized or extension.layer
     placement.QUANTIZED[extension.kind] = quantized
     lowering.LOWERINGS[quantized] = extension.lower
     if extension.computes:
@@ -142,7 +150,6 @@ def install(extension: Extension) -> None:
         lowering.COMPUTES = (*lowering.COMPUTES, quantized)
     else:
         network.TIED = (*network.TIED, extension.kind)
-    INSTALLED.append(extension)
 
 
 def _install_operator(operator):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval import conformance
-from lowbit import extension, manifest
+from lowbit import extension, manifest, network, placement, reading, spec
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "unit_normalization.py"
@@ -67,12 +67,43 @@ BAD = {
     ),
     "operator.py": (
         "import keras\nfrom lowbit.extension import Extension, Operator\n"
-        "EXTENSIONS = [Extension(keras.layers.RandomFlip, None, None, 'flip', "
+        "EXTENSIONS = [Extension(keras.layers.RandomFlip, None, print, 'flip', "
         "operators=(Operator('FLIP', None),))]",
         ValueError,
         "operator FLIP is none of TFLite's built-in ones",
     ),
 }
+
+
+def test_a_layer_of_known_operations_needs_a_reader_alone(monkeypatch):
+    monkeypatch.setattr(reading, "READERS", dict(reading.READERS))
+    monkeypatch.setattr(extension, "INSTALLED", [])
+
+    def read(call, inputs, fresh):
+        middle, config = next(fresh), {"scale": 2.0, "offset": 0.0}
+        name, layer = call.name, call.layer
+        return [
+            network.Operation("rescale", f"{name}_twice", inputs, middle, layer, config=config),
+            network.Operation(
+                "activation", name, (middle,), call.output, layer, activation="relu", label=name
+            ),
+        ]
+
+    extension.install(extension.Extension(Twice, read))
+    image = keras.Input((6, 6, 3))
+    model = keras.Model(image, keras.layers.Conv2D(2, 1)(Twice()(keras.layers.Conv2D(4, 3)(image))))
+    placed = placement.place(model, spec.scheme("w8a8"))
+    graph_layers = [layer for layer in placed.layers if "Quantized" in type(layer).__name__]
+    assert len(graph_layers) == 2  # the factor is in the first one's weights, the ReLU behind it
+    with pytest.raises(ValueError, match="kind 'sum' and lower None go together"):
+        extension.install(extension.Extension(keras.layers.RandomFlip, read, None, "sum"))
+
+
+class Twice(keras.layers.Layer):
+    """relu(2 * x)."""
+
+    def call(self, x):
+        return keras.ops.relu(2 * x)
 
 
 @pytest.mark.parametrize("name", BAD)
