@@ -11,9 +11,11 @@ import numpy as np
 
 from lowbit import functional
 
+# With weights of their own.
+WEIGHTED = ("conv", "depthwise", "conv_transpose", "dense")
 # Computes new values, so that a quantizer follows / hands on its input's values and its scale.
 SOURCES = (
-    *("conv", "depthwise", "conv_transpose", "dense"),
+    *WEIGHTED,
     *("add", "subtract", "multiply", "mean", "requantize"),
     *("softmax", "sigmoid", "tanh", "gelu", "elu", "leaky_relu", "prelu", "rsqrt", "in_float"),
 )
@@ -22,13 +24,9 @@ TIED = (
     *("pad", "crop", "slice", "reshape", "permute", "blocks", "upsample", "bilinear"),
     "activation",
 )
-FUSES_ACTIVATION = (
-    *("conv", "depthwise", "conv_transpose", "dense", "add", "subtract", "multiply"),
-)
-# TFLite fixes the scale of what these compute: see `_fixed_range`.
+FUSES_ACTIVATION = (*WEIGHTED, "add", "subtract", "multiply")
+# TFLite fixes the scale of what these compute: see placement's `_fixed_range`.
 FIXED = ("softmax", "sigmoid", "tanh", "hard_sigmoid")
-# With weights of their own.
-WEIGHTED = ("conv", "depthwise", "conv_transpose", "dense")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _in_float(call, inputs, reason):
             f"{reason}; nor can it stay in float: it cannot be copied ({error})"
         ) from error
     weights = dict(enumerate(call.layer.get_weights()))
-    config = {"copy": copy, "separate": call.separate, "keywords": call.keywords, "reason": reason}
+    config = {"copy": copy, "separate": call.separate, "keywords": call.keywords}
     return Operation(
         "in_float",
         call.name,

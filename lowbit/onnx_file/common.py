@@ -227,8 +227,12 @@ class Writer:
         return name
 
     def max_pool(self, node):
+        return self.pooled(node, "MaxPool")
+
+    def pooled(self, node, operator):
+        """Returns the codes of a pooling window's largest value or mean."""
         result = self.add(
-            "MaxPool",
+            operator,
             [self.read(node.inputs[0])],
             node.name,
             kernel_shape=node.attributes["filter"],

@@ -134,15 +134,7 @@ class Qdq(common.Writer):
         return self.clamped(node, self.finished(node, result))
 
     def average_pool(self, node):
-        result = self.add(
-            "AveragePool",
-            [self.read(node.inputs[0])],
-            node.name,
-            kernel_shape=node.attributes["filter"],
-            strides=node.attributes["strides"],
-            pads=self.pads(node, node.attributes["filter"]),
-        )
-        return self.clamped(node, self.finished(node, result))
+        return self.pooled(node, "AveragePool")
 
     def mean(self, node):
         source, output = self.tensor(node.inputs[0]), self.tensor(node.outputs[0])
