@@ -825,6 +825,18 @@ def test_paddings_beyond_the_output_are_refused_before_memory_is_taken():
         kernels.run(graph, {"x": np.zeros((1, 4, 4, 1), np.int8)})
 
 
+def test_a_batch_is_not_padded():
+    tensors = (
+        activation("x", (1, 4, 4, 1)),
+        constant("paddings", np.array([[0, 2**20], [0, 0], [0, 0], [0, 0]], np.int32)),
+        activation("y", (1, 4, 4, 1)),
+    )
+    made = node("PAD", ("x", "paddings"), "y")
+    graph = integer_graph.IntegerGraph({t.name: t for t in tensors}, (made,), ("x",), ("y",))
+    with pytest.raises(ValueError, match="node 'y': PAD adds .0, 1048576. to the batch axis"):
+        kernels.run(graph, {"x": np.zeros((1, 4, 4, 1), np.int8)})
+
+
 def test_strides_beyond_the_output_are_refused_before_memory_is_taken():
     kernel, bias = weighted("up", (3, 2, 2, 4), 0, 0.1)
     size = constant("size", np.array([1, 8, 8, 3], np.int32))
