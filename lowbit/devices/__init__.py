@@ -1,0 +1,1 @@
+"""What can run a file that is not this process."""

@@ -1,0 +1,265 @@
+"""Debian packages and what they depend on, unpacked into a folder of their own.
+
+apt works here with a state, a cache and a list of packages of its own, all inside the folder that
+is being built: nothing is installed, the host's apt knows nothing of it, and no rights are needed.
+Signatures are checked by the host's Debian keys.  The mirror, and how it is reached, is the one
+that the host's apt is set up for.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+
+# Python 3.11, for which there are wheels, and qemu 7.2, the last one here that takes plugins.
+RELEASE = "bookworm"
+ARCHITECTURES = ("amd64", "arm64")
+STAMP = "lowbit-packages.json"
+# Of a Debian system these are links into /usr, which no package of this release contains.
+_MERGED = {"amd64": ("bin", "sbin", "lib", "lib64"), "arm64": ("bin", "sbin", "lib")}
+_DOWNLOAD_SECONDS = 1800
+
+
+class DebianError(OSError):
+    """Packages cannot be had: apt, a mirror of Debian, the network or a package is missing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirror:
+    """Where the host's apt fetches Debian from."""
+
+    uri: str
+    signed_by: str  # a keyring's path; empty: the keys that apt trusts for every mirror
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder of what is set up once: $LOWBIT_CACHE, or lowbit in the user's cache."""
+    if chosen := os.environ.get("LOWBIT_CACHE"):
+        return pathlib.Path(chosen).expanduser().absolute()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(caches).expanduser().absolute() / "lowbit"
+
+
+def unpack(
+    packages: Sequence[str],
+    folder: str | os.PathLike,
+    architecture: str = "amd64",
+    suite: str | None = None,
+) -> dict[str, str]:
+    """Unpacks packages and what they depend on into a folder, once.
+
+    The folder is there when all is unpacked, and not before; a later call with the same arguments
+    finds it finished.  One of other packages is replaced, as is what a killed call has left.  No
+    package's scripts run.
+
+    Args:
+      packages: names, or name=version.
+      folder: where they go.
+      architecture: one of ARCHITECTURES.
+      suite: packages come from this one where it has them, before RELEASE: bookworm-backports.
+
+    Returns:
+      Version by name, of everything in the folder.
+
+    Raises:
+      ValueError: for another architecture, no package, or a folder with something else in it.
+      DebianError: where apt, Debian's mirror or a package is missing, or the network is.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+    if not packages:
+        raise ValueError("no package to unpack; at least 1 is needed")
+    folder = pathlib.Path(folder).absolute()
+    request = {
+        "packages": sorted(packages),
+        "architecture": architecture,
+        "suites": [RELEASE, *([suite] if suite else [])],
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if (found := _finished(folder, request)) is not None:
+            return found
+        with building(folder) as temporary:
+            with _apt(temporary / "apt", request) as configuration:
+                archives = _download(packages, configuration, suite)
+                versions = _extract(archives, temporary, _MERGED[architecture])
+            shutil.rmtree(temporary / "apt")
+            (temporary / STAMP).write_text(json.dumps(request | {"versions": versions}, indent=1))
+    return versions
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a lock beside a folder, so that two processes do not build it at once."""
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def building(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder beside `folder`, which takes its place when the block is done.
+
+    Under `locked` alone.  Raises ValueError where `folder` holds what was not built here.
+    """
+    if folder.exists() and not (folder / STAMP).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty, and {STAMP} is not in it: not ours to replace")
+    temporary = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _finished(folder, request):
+    """Returns the versions in a folder that was built of this request, else None."""
+    try:
+        stamp = json.loads((folder / STAMP).read_text())
+        versions = stamp.pop("versions")
+    except (OSError, ValueError, KeyError):
+        return None
+    return versions if stamp == request else None
+
+
+def host_mirror() -> Mirror:
+    """Returns the mirror of Debian in the host's apt sources.
+
+    Raises DebianError where there is no apt, or none of its sources is Debian's.
+    """
+    for tool in ("apt-get", "dpkg-deb", "tar"):
+        if shutil.which(tool) is None:
+            raise DebianError(
+                f"the program {tool} is missing: Debian's packages need a host with apt (Debian)"
+            )
+    fields = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(SIGNED_BY)"
+    # Without release information sources are listed that were never downloaded; they have no origin.
+    for options in ((), ("--no-release-info",)):
+        listed = _run(
+            ["apt-get", "indextargets", *options, "--format", fields, "Created-By: Packages"]
+        )
+        sources = [
+            [field if "$(" not in field else "" for field in line.split("|")]
+            for line in listed.splitlines()
+        ]
+        debian = [
+            source
+            for source in sources
+            if source[2] == "Debian" or (options and source[0].rstrip("/").endswith("/debian"))
+        ]
+        # A host of another release of Debian has the same mirror.
+        if debian:
+            uri, _, _, signed_by = debian[0]
+            return Mirror(uri, signed_by)
+    found = ", ".join(sorted({source[0] for source in sources})) or "none"
+    raise DebianError(f"no mirror of Debian among the sources of the host's apt ({found})")
+
+
+@contextlib.contextmanager
+def _apt(folder, request):
+    """Yields the path of an apt configuration whose files all lie in `folder`."""
+    mirror = host_mirror()
+    for name in ("lists/partial", "archives/partial", "parts", "preferences"):
+        (folder / name).mkdir(parents=True)
+    signed_by = f" signed-by={mirror.signed_by}" if mirror.signed_by.startswith("/") else ""
+    lines = [
+        f"deb [arch={request['architecture']}{signed_by}] {mirror.uri} {suite} main\n"
+        for suite in request["suites"]
+    ]
+    (folder / "sources.list").write_text("".join(lines))
+    own = {
+        "APT::Architecture": request["architecture"],
+        "APT::Sandbox::User": "",  # the folder is the user's own; as root apt would be _apt
+        "APT::Install-Recommends": "false",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "3",
+        "Debug::NoLocking": "true",  # of the host's dpkg
+        "Dir::Cache": folder,
+        "Dir::Cache::archives": folder / "archives",
+        "Dir::Etc::main": "/dev/null",
+        "Dir::Etc::parts": folder / "parts",
+        "Dir::Etc::preferences": "/dev/null",
+        "Dir::Etc::preferencesparts": folder / "preferences",
+        "Dir::Etc::sourcelist": folder / "sources.list",
+        "Dir::Etc::sourceparts": folder / "parts",
+        "Dir::State": folder,
+        "Dir::State::lists": folder / "lists",
+        "Dir::State::status": "/dev/null",  # nothing is installed: every dependency is fetched
+    }
+    path = folder / "apt.conf"
+    # How the network is reached (proxies) is the host's; its hooks after an update are not run.
+    path.write_text(
+        "".join(f"{line}\n" for line in _run(["apt-config", "dump", "Acquire"]).splitlines())
+        + "#clear APT::Architectures;\n#clear Acquire::Languages;\n"
+        + f'APT::Architectures {{ "{request["architecture"]}"; }};\n'
+        + "".join(f'{name} "{value}";\n' for name, value in own.items())
+    )
+    yield path
+
+
+def _download(packages, configuration, suite):
+    """Returns the folder of the archives of packages and their dependencies."""
+    _run(["apt-get", "-qq", "--error-on=any", "update"], configuration, "the list of packages")
+    command = ["apt-get", "-qq", "-y", "--download-only", "--no-install-recommends"]
+    command += ["-t", suite] if suite else []
+    _run([*command, "install", *packages], configuration, ", ".join(packages))
+    return configuration.parent / "archives"
+
+
+def _extract(archives, folder, merged):
+    """Unpacks every archive; returns version by name."""
+    for name in merged:
+        (folder / "usr" / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(f"usr/{name}")
+    versions = {}
+    for archive in sorted(archives.glob("*.deb")):
+        name, version = _run(
+            ["dpkg-deb", "--showformat", "${Package} ${Version}", "--show", archive]
+        ).split()
+        with subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
+        ) as reader:
+            # dpkg-deb --extract would put folders in the place of the links.
+            tar = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", folder]
+            done = subprocess.run(tar, stdin=reader.stdout, capture_output=True, check=False)
+        if done.returncode or reader.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise DebianError(f"{archive.name} cannot be unpacked into {folder}: {said}")
+        versions[name] = version
+    return versions
+
+
+def _run(command, configuration=None, subject=""):
+    """Returns a program's output; raises DebianError with its last lines where it fails."""
+    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    if configuration is not None:
+        environment["APT_CONFIG"] = str(configuration)
+    try:
+        done = subprocess.run(
+            list(map(str, command)),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_DOWNLOAD_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise DebianError(f"the program {command[0]} is missing") from error
+    except subprocess.TimeoutExpired as error:
+        raise DebianError(f"{subject}: no end within {_DOWNLOAD_SECONDS} s") from error
+    if done.returncode:
+        said = [
+            line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()
+        ]
+        errors = [line for line in said if line.startswith("E:")] or said
+        raise DebianError(f"{subject or command[0]}: apt fails: {'; '.join(errors[-3:])}")
+    return done.stdout.decode()
