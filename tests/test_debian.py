@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from lowbit.devices import debian
+from lowbit.devices import cache, debian
 
 # One small package without dependencies but Debian's C library: 3.7 MB in all.
 PACKAGE = "hello"
@@ -73,7 +73,7 @@ def test_what_a_killed_call_left_is_not_taken_for_finished(unpacked, tmp_path):
     (left / "rubbish").touch()
     assert debian.unpack([PACKAGE], tmp_path / "root") == versions
     assert not left.exists() and not (tmp_path / "root/rubbish").exists()
-    assert json.loads((tmp_path / "root" / debian.STAMP).read_text())["packages"] == [PACKAGE]
+    assert json.loads((tmp_path / "root" / cache.STAMP).read_text())["facts"] == versions
 
 
 def test_what_is_not_ours_is_not_replaced(tmp_path):
@@ -124,10 +124,10 @@ def test_arguments_are_checked(tmp_path):
 def test_the_cache_is_where_the_user_wants_it(monkeypatch, tmp_path):
     monkeypatch.delenv("LOWBIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert debian.cache_folder() == tmp_path / "caches/lowbit"
+    assert cache.cache_folder() == tmp_path / "caches/lowbit"
     monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path / "own"))
-    assert debian.cache_folder() == tmp_path / "own"
+    assert cache.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("LOWBIT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert debian.cache_folder() == tmp_path / ".cache/lowbit"
+    assert cache.cache_folder() == tmp_path / ".cache/lowbit"

@@ -6,20 +6,17 @@ Signatures are checked by the host's Debian keys.  The mirror, and how it is rea
 that the host's apt is set up for.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import json
 import os
-import pathlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+
+from lowbit.devices import cache
 
 # Python 3.11, for which there are wheels, and qemu 7.2, the last one here that takes plugins.
 RELEASE = "bookworm"
 ARCHITECTURES = ("amd64", "arm64")
-STAMP = "lowbit-packages.json"
 # Of a Debian system these are links into /usr, which no package of this release contains.
 _MERGED = {"amd64": ("bin", "sbin", "lib", "lib64"), "arm64": ("bin", "sbin", "lib")}
 _DOWNLOAD_SECONDS = 1800
@@ -37,14 +34,6 @@ class Mirror:
     signed_by: str  # a keyring's path; empty: the keys that apt trusts for every mirror
 
 
-def cache_folder() -> pathlib.Path:
-    """Returns the folder of what is set up once: $LOWBIT_CACHE, or lowbit in the user's cache."""
-    if chosen := os.environ.get("LOWBIT_CACHE"):
-        return pathlib.Path(chosen).expanduser().absolute()
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(caches).expanduser().absolute() / "lowbit"
-
-
 def unpack(
     packages: Sequence[str],
     folder: str | os.PathLike,
@@ -53,9 +42,8 @@ def unpack(
 ) -> dict[str, str]:
     """Unpacks packages and what they depend on into a folder, once.
 
-    The folder is there when all is unpacked, and not before; a later call with the same arguments
-    finds it finished.  One of other packages is replaced, as is what a killed call has left.  No
-    package's scripts run.
+    A later call with the same arguments finds it finished (`cache.build_once`).  No package's
+    scripts run.
 
     Args:
       packages: names, or name=version.
@@ -74,61 +62,19 @@ def unpack(
         raise ValueError(f"architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
     if not packages:
         raise ValueError("no package to unpack; at least 1 is needed")
-    folder = pathlib.Path(folder).absolute()
     request = {
         "packages": sorted(packages),
         "architecture": architecture,
         "suites": [RELEASE, *([suite] if suite else [])],
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if (found := _finished(folder, request)) is not None:
-            return found
-        with building(folder) as temporary:
-            with _apt(temporary / "apt", request) as configuration:
-                archives = _download(packages, configuration, suite)
-                versions = _extract(archives, temporary, _MERGED[architecture])
-            shutil.rmtree(temporary / "apt")
-            (temporary / STAMP).write_text(json.dumps(request | {"versions": versions}, indent=1))
-    return versions
 
+    def make(temporary):
+        archives = _download(packages, _apt(temporary / "apt", request), suite)
+        versions = _extract(archives, temporary, _MERGED[architecture])
+        shutil.rmtree(temporary / "apt")
+        return versions
 
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a lock beside a folder, so that two processes do not build it at once."""
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def building(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields an empty folder beside `folder`, which takes its place when the block is done.
-
-    Under `locked` alone.  Raises ValueError where `folder` holds what was not built here.
-    """
-    if folder.exists() and not (folder / STAMP).exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty, and {STAMP} is not in it: not ours to replace")
-    temporary = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _finished(folder, request):
-    """Returns the versions in a folder that was built of this request, else None."""
-    try:
-        stamp = json.loads((folder / STAMP).read_text())
-        versions = stamp.pop("versions")
-    except (OSError, ValueError, KeyError):
-        return None
-    return versions if stamp == request else None
+    return cache.build_once(folder, request, make)
 
 
 def host_mirror() -> Mirror:
@@ -164,9 +110,8 @@ def host_mirror() -> Mirror:
     raise DebianError(f"no mirror of Debian among the sources of the host's apt ({found})")
 
 
-@contextlib.contextmanager
 def _apt(folder, request):
-    """Yields the path of an apt configuration whose files all lie in `folder`."""
+    """Returns the path of an apt configuration whose files all lie in `folder`."""
     mirror = host_mirror()
     for name in ("lists/partial", "archives/partial", "parts", "preferences"):
         (folder / name).mkdir(parents=True)
@@ -203,7 +148,7 @@ def _apt(folder, request):
         + f'APT::Architectures {{ "{request["architecture"]}"; }};\n'
         + "".join(f'{name} "{value}";\n' for name, value in own.items())
     )
-    yield path
+    return path
 
 
 def _download(packages, configuration, suite):
