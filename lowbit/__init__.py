@@ -32,6 +32,7 @@ The files, in the order of the pipeline; imports point up this list only (tests/
     files, results, plots, progress    files written whole; rows, pictures, bars
     runtimes       a model over images, in Keras, the interpreter or the simulator
     micro          a file in TensorFlow Lite Micro's interpreter
+    devices/       phones through adb, the emulated lab: what runs a file elsewhere
     checkpoint, manifest, cli      saved runs, saved models, commands
 """
 

@@ -5,7 +5,7 @@ import pytest
 from lowbit.devices import phone
 
 PIXEL_3 = "".join(
-    f"processor\t: {core}\nBogoMIPS\t: 38.40\nFeatures\t: fp asimd evtstrm\nCPU implementer\t: 0x{maker:x}\n"
+    f"processor\t: {core}\nBogoMIPS\t: 38.40\nCPU implementer\t: 0x{maker:x}\n"
     f"CPU architecture: 8\nCPU variant\t: 0x7\nCPU part\t: 0x{part:x}\nCPU revision\t: 12\n\n"
     for core, (maker, part) in enumerate([(0x51, 0x803)] * 4 + [(0x51, 0x802)] * 4)
 )
