@@ -1,0 +1,153 @@
+"""AOSP's adb daemon in namespaces of its own, spoken to by Debian's adb client."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from lowbit.devices import arm_root, cache, debian, namespace
+
+pytestmark = pytest.mark.slow  # fetches 15 MB of packages, of the arm64 phone 100 MB, once
+
+
+@pytest.fixture(scope="module")
+def possible():
+    """Skips, by name, where this host cannot do it; in CI that is a failure."""
+    try:
+        with namespace.phone(namespace.amd64_system()):
+            pass
+    except (debian.DebianError, namespace.NamespaceError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"NO ADB DAEMON ON THIS HOST: {error}")
+
+
+@pytest.fixture(scope="module")
+def adb(possible, tmp_path_factory):
+    """Returns the words that start Debian's adb client, with a home of its own."""
+    folder = cache.cache_folder() / "adb"
+    debian.unpack(["adb"], folder)
+    home = tmp_path_factory.mktemp("home")
+    libraries = folder / "usr/lib/x86_64-linux-gnu/android"
+    program = folder / "usr/lib/android-sdk/platform-tools/adb"
+    return ["env", f"HOME={home}", f"LD_LIBRARY_PATH={libraries}", str(program)]
+
+
+def say(device, adb, *arguments):
+    """Returns what the client prints."""
+    done = device.run([*adb, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind, machine", [("amd64", "x86_64"), ("cortex-a53", "aarch64")])
+def test_the_client_speaks_to_the_daemon(kind, machine, adb, tmp_path):
+    if kind == "amd64":
+        system = namespace.amd64_system()
+    else:
+        system = namespace.arm64_system(arm_root.set_up(), kind)
+    properties = {"ro.product.model": "Bob's"}
+    with namespace.phone(system, properties=properties, files={"/sys/odd": "odd\n"}) as device:
+        assert "connected to 127.0.0.1:5999" in say(device, adb, "connect", device.address)
+        assert say(device, adb, "devices").splitlines()[1:] == ["127.0.0.1:5999\tdevice", ""]
+        assert say(device, adb, "shell", "uname -m").strip() == machine
+        assert say(device, adb, "shell", "getprop ro.product.model; cat /sys/odd") == "Bob's\nodd\n"
+        if kind != "amd64":
+            assert "CPU part\t: 0xd03\n" in say(device, adb, "shell", "cat /proc/cpuinfo")
+            imported = "import ai_edge_litert.interpreter, platform; print(platform.machine())"
+            command = f'python3.11 -c "{imported}"'
+            assert say(device, adb, "shell", command).strip() == machine
+        sent, back = tmp_path / "sent", tmp_path / "back"
+        sent.write_bytes(os.urandom(100_000))
+        say(device, adb, "push", str(sent), "/data/local/tmp/sent")
+        say(device, adb, "pull", "/data/local/tmp/sent", str(back))
+        assert back.read_bytes() == sent.read_bytes()
+        failed = device.run(
+            [*adb, "shell", "echo wrong >&2; exit 7"], capture_output=True, text=True
+        )
+        assert (failed.returncode, failed.stderr) == (7, "wrong\n")
+
+
+def test_the_root_is_read_only_and_its_data_folder_fills_up(adb, tmp_path):
+    large = tmp_path / "large"
+    large.write_bytes(bytes(2**21))
+    with namespace.phone(namespace.amd64_system(), data_bytes=2**20) as device:
+        say(device, adb, "connect", device.address)
+        done = device.run(
+            [*adb, "push", str(large), "/data/local/tmp/"], capture_output=True, text=True
+        )
+        assert done.returncode and "No space left on device" in done.stderr + done.stdout
+        done = device.run([*adb, "shell", "touch /usr/x"], capture_output=True, text=True)
+        assert done.returncode and "Read-only file system" in done.stderr
+
+
+def test_daemons_come_and_go(adb):
+    with namespace.phone(namespace.amd64_system()) as device:
+        say(device, adb, "connect", device.address)
+        device.start_daemon(6001)
+        say(device, adb, "connect", "127.0.0.1:6001")
+        assert say(device, adb, "devices").count("\tdevice") == 2
+        device.signal_daemon(6001, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while "6001\tdevice" in say(device, adb, "devices") and time.monotonic() < end:
+            time.sleep(0.1)
+        assert say(device, adb, "devices").count("\tdevice") == 1
+        device.start_daemon(6001)
+        say(device, adb, "disconnect", "127.0.0.1:6001")
+        assert "connected" in say(device, adb, "connect", "127.0.0.1:6001")
+        with pytest.raises(namespace.NamespaceError, match="KeyError: 6002"):
+            device.signal_daemon(6002)
+        with pytest.raises(namespace.NamespaceError, match="port 6001 is taken"):
+            device.start_daemon(6001)
+
+
+def test_a_program_of_the_phone_for_tools_outside(adb, tmp_path):
+    with namespace.phone(namespace.amd64_system()) as device:
+        program = device.program(adb, tmp_path / "adb")
+        done = subprocess.run([program, "connect", device.address], capture_output=True, check=True)
+        assert b"connected" in done.stdout
+        done = subprocess.run([program, "shell", "echo 'a b'; exit 3"], capture_output=True)
+        assert (done.returncode, done.stdout) == (3, b"a b\n")
+    done = subprocess.run([program, "devices"], capture_output=True)
+    assert done.returncode  # there is nothing to enter any more
+
+
+def test_a_killed_caller_leaves_no_process_and_no_mount(possible):
+    script = textwrap.dedent("""
+        import time
+        from lowbit.devices import namespace
+        with namespace.phone(namespace.amd64_system()) as device:
+            print(device.process, flush=True)
+            time.sleep(100)
+    """)
+    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    first = pathlib.Path("/proc", caller.stdout.readline().strip())
+    assert first.exists() and "adbd" not in pathlib.Path("/proc/self/mounts").read_text()
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    end = time.monotonic() + 10
+    while first.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not first.exists()
+    assert "lowbit-phone" not in pathlib.Path("/proc/self/mounts").read_text()
+
+
+def test_where_namespaces_are_forbidden_the_kernels_word_is_told(possible):
+    """Within a user namespace that may have no network of its own."""
+    script = textwrap.dedent("""
+        from lowbit.devices import namespace
+        try:
+            with namespace.phone(namespace.amd64_system()):
+                pass
+        except namespace.NamespaceError as error:
+            print(error)
+    """)
+    forbid = 'echo 0 > /proc/sys/user/max_net_namespaces; exec "$0" -c "$1"'
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("no namespaces on this host: unshare: unshare failed")
