@@ -1,16 +1,16 @@
-"""Latency of a `.tflite` file on this machine: warm-up, repeats, median and spread.
+"""Latency of a `.tflite` file: warm-up, repeats, median and spread.
 
-python -m eval.latency --model=model.tflite --threads=1
+    python -m eval.latency --model=model.tflite --threads=1
+    python -m eval.latency --model=int8.tflite --beside=float.tflite,other.tflite --threads=1,2
+
+With --beside the files, all of the same network, have their turns in every round of one run, so that
+other work on the machine falls on all of them; the ratios are medians over the rounds.
 """
 
 import dataclasses
-import os
-import platform
-import time
 
-import numpy as np
-
-from lowbit import cli, manifest, progress, results, runtimes, tflite_file
+from eval import on_host
+from lowbit import cli, runtimes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,79 +19,29 @@ class Config:
 
     model: str = cli.field(cli.REQUIRED, "A .tflite file.")
     device: str = cli.field("host", "Where it runs.", choices=("host",))
-    threads: int = cli.field(1, "Of the interpreter.")
+    threads: str = cli.field("1", "Of the interpreter; several with commas are measured in turn.")
+    beside: str | None = cli.field(
+        None, "Other files of the same network, with commas, measured in turn with --model."
+    )
     warmup_runs: int = cli.field(10, "Not counted: caches and packed weights settle.")
     runs: int = cli.field(50, "Counted.")
     kernels: str = cli.field(
         "xnnpack", "reference: the slow portable kernels.", choices=runtimes.KERNELS
     )
-    output_dir: str = cli.field("results", "Where latency.csv gets its row.")
+    output_dir: str = cli.field("results", "Where latency.csv gets its rows.")
 
 
 def measure(config: Config) -> dict:
     """Runs the command; returns its result row."""
-    if config.runs < 1 or config.threads < 1 or config.warmup_runs < 0:
-        raise ValueError(
-            f"--runs={config.runs} and --threads={config.threads} must be at least 1, "
-            f"--warmup_runs={config.warmup_runs} at least 0"
-        )
-    content = tflite_file.load_bytes(config.model)
-    runtimes.try_out(content, config.model, config.kernels)
-    runner = runtimes.interpreter(content, config.kernels, config.threads)
-    random = np.random.default_rng(0)
-    for details in runner.get_input_details():
-        shape, dtype = details["shape"], details["dtype"]
-        if np.dtype(dtype).kind not in "fiu":
-            raise ValueError(
-                f"{config.model}: input {details['name']!r} is {np.dtype(dtype).name}; "
-                "floats and integers are known"
-            )
-        if np.dtype(dtype).kind == "f":
-            values = random.normal(size=shape).astype(dtype)
-        else:
-            info = np.iinfo(dtype)
-            values = random.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
-        runner.set_tensor(details["index"], values)
-    latency_ms = []
-    total = config.warmup_runs + config.runs
-    with progress.bar("running", total) as update:
-        for number in range(total):
-            start = time.perf_counter()
-            runner.invoke()
-            latency_ms.append(1000 * (time.perf_counter() - start))
-            update(number + 1)
-    counted = np.array(latency_ms[config.warmup_runs :])
-    row = {
-        "tool": "eval.latency",
-        "model": config.model,
-        "device": config.device,
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": config.threads,
-        "kernels": config.kernels,
-        "runs": config.runs,
-        "latency_ms": round(float(np.median(counted)), 4),
-        "latency_ms_p10": round(float(np.percentile(counted, 10)), 4),
-        "latency_ms_p90": round(float(np.percentile(counted, 90)), 4),
-        "latency_ms_min": round(float(counted.min()), 4),
-        "size_bytes": len(content),
-        "seconds": round(sum(latency_ms) / 1000, 3),
-        "versions": manifest.versions(),
-    }
-    results.append_row(os.path.join(config.output_dir, "latency.csv"), row)
-    return row
-
-
-def cpu_name() -> str:
-    """Returns the processor's name as Linux gives it, or the architecture."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return on_host.measure(
+        config.model,
+        threads=config.threads,
+        beside=config.beside,
+        warmup_runs=config.warmup_runs,
+        runs=config.runs,
+        kernels=config.kernels,
+        output_dir=config.output_dir,
+    )
 
 
 def main() -> None:

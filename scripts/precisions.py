@@ -4,7 +4,7 @@
 
 For each network a file of each precision, ours and the peers', from the same float model and the same
 calibration images: top-1 on the test images in the default interpreter, and latency in one thread, the
-files in turn, each run beside the float run of its round.  Rows go to results/precisions.csv.
+files in turn, each beside the float file of its round (eval/on_host.py).  Rows: results/precisions.csv.
 """
 
 import argparse
@@ -12,13 +12,12 @@ import os
 import pathlib
 import statistics
 import sys
-import time
 
 import compare_peers
 import numpy as np
 import peers
 
-from eval import accuracy
+from eval import accuracy, on_host
 from lowbit import lint, lowering, metrics, progress, results, runtimes, tflite_file
 from lowbit.data import datasets
 
@@ -51,7 +50,9 @@ def main():
     parser.add_argument("--models", default=",".join(compare_peers.MODELS))
     parser.add_argument("--images", type=int, default=100, help="for calibration")
     parser.add_argument("--limit", type=int, default=500, help="test images")
-    parser.add_argument("--rounds", type=int, default=40, help="timed runs of each file, in turn")
+    parser.add_argument(
+        "--rounds", type=int, default=40, help="turns of each file, one behind another"
+    )
     parser.add_argument("--output", default="results/precisions.csv")
     arguments = parser.parse_args()
     folder = pathlib.Path(os.environ["LOWBIT_DATA"])
@@ -94,7 +95,13 @@ def measure(name, folder, calibration_set, test_set, arguments):
             {},
         )
         outputs[file] = accuracy.outputs_of(runner, test_set, count, 16, f"{name} {file}")
-    seconds = interleaved(files, arguments.rounds)
+    # A round is a turn of each file, of as many runs as on_host says.
+    entrants = [on_host.ready(content, file) for file, content in files.items()]
+    timed = on_host.timed(entrants, runs=arguments.rounds * on_host.TURN_RUNS)
+    medians_ms = {
+        file: [float(np.median(turn)) for turn in turns]
+        for file, turns in zip(files, timed, strict=True)
+    }
     rows = []
     for file, content in files.items():
         compared = accuracy.compare(outputs[file], outputs[FLOAT], labels)
@@ -109,10 +116,8 @@ def measure(name, folder, calibration_set, test_set, arguments):
                 "paired_error": compared["top1_paired_error"],
                 "mean_kl": compared["mean_kl"],
                 "faults": len(lint.faults(content, file)) if file in OURS else None,
-                "median_ms": 1e3 * statistics.median(seconds[file]),
-                "time_ratio": statistics.median(
-                    a / b for a, b in zip(seconds[file], seconds[FLOAT], strict=True)
-                ),
+                "median_ms": statistics.median(medians_ms[file]),
+                **on_host.paired_ratio(medians_ms[file], medians_ms[FLOAT]),
                 "rounds": arguments.rounds,
                 "threads": 1,
                 "calibration": f"{len(images)} of imagenet_calibration_1000",
@@ -122,24 +127,6 @@ def measure(name, folder, calibration_set, test_set, arguments):
         )
     print(results.table(rows, ["model", "file", "top1", "time_ratio"]), file=sys.stderr)
     return rows
-
-
-def interleaved(files, rounds):
-    """Returns the seconds of each file's runs, the files in turn: other work falls on all of them."""
-    runners = {}
-    for file, content in files.items():
-        runner = runtimes.interpreter(content, "xnnpack")
-        detail = runner.get_input_details()[0]
-        runner.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-        runner.invoke()
-        runners[file] = runner
-    seconds: dict = {file: [] for file in files}
-    for _ in range(rounds):
-        for file, runner in runners.items():
-            start = time.perf_counter()
-            runner.invoke()
-            seconds[file].append(time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":
