@@ -225,7 +225,7 @@ def turn_orders(count: int) -> list[list[int]]:
     """
     zigzag = [index // 2 if index % 2 == 0 else count - 1 - index // 2 for index in range(count)]
     square = [[(place + shift) % count for place in zigzag] for shift in range(count)]
-    return [order for pair in square for order in (pair, pair[::-1])]
+    return [*square, *(order[::-1] for order in square)]
 
 
 def paired_ratio(times_ms: Sequence[float], base_ms: Sequence[float]) -> dict[str, float]:

@@ -74,3 +74,60 @@ def small_cifar():
         np.savez(path, **arrays)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def digits_files(tmp_path_factory):
+    """A folder with float.keras, which knows the digits a little, its ptq.keras and its m.tflite.
+
+    It is shared: write beside a copy.
+    """
+    import keras
+
+    from export import tflite
+    from lowbit import manifest
+    from lowbit.data import datasets, pipeline, preprocess
+    from ptq import quantize
+
+    folder = tmp_path_factory.mktemp("digits")
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((16, 16, 3))
+    for index in range(2):
+        x = keras.layers.Conv2D(12, 3, strides=2, padding="same", name=f"conv{index}")(x)
+        x = keras.layers.BatchNormalization(momentum=0.8, name=f"bn{index}")(x)
+        x = keras.layers.ReLU(name=f"relu{index}")(x)
+    x = keras.layers.AveragePooling2D(2, name="pool")(x)
+    x = keras.layers.Dense(10, name="logits")(keras.layers.Flatten(name="flatten")(x))
+    model = keras.Model(image, x)
+    data = datasets.open_dataset("digits", "train")
+    model.compile(
+        keras.optimizers.SGD(0.1, 0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    batches = pipeline.train_batches(
+        data,
+        input_size=(16, 16),
+        batch_size=64,
+        preprocess=preprocess.parse("tf"),
+        seed=0,
+        augment=False,
+    )
+    for _, (pixels, labels) in zip(range(100), batches, strict=False):
+        model.train_on_batch(pixels, labels)
+    batches.close()
+    manifest.save_model(model, folder / "float.keras", {})
+    row = quantize.quantize(
+        quantize.Config(
+            model=str(folder / "float.keras"),
+            dataset="digits",
+            preprocess="tf",
+            output=str(folder / "ptq.keras"),
+        )
+    )
+    assert row["images"] == 100
+    row = tflite.export(
+        tflite.Config(model=str(folder / "ptq.keras"), output=str(folder / "m.tflite"))
+    )
+    assert row["size_bytes"] == (folder / "m.tflite").stat().st_size
+    return folder

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 import zipfile
 
 import keras
@@ -15,52 +17,9 @@ from ptq import quantize
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A float model that knows the digits a little, its PTQ model and its file."""
-    folder = tmp_path_factory.mktemp("tools")
-    keras.utils.set_random_seed(0)
-    x = image = keras.Input((16, 16, 3))
-    for index in range(2):
-        x = keras.layers.Conv2D(12, 3, strides=2, padding="same", name=f"conv{index}")(x)
-        x = keras.layers.BatchNormalization(momentum=0.8, name=f"bn{index}")(x)
-        x = keras.layers.ReLU(name=f"relu{index}")(x)
-    x = keras.layers.AveragePooling2D(2, name="pool")(x)
-    x = keras.layers.Dense(10, name="logits")(keras.layers.Flatten(name="flatten")(x))
-    model = keras.Model(image, x)
-    from lowbit.data import datasets, pipeline, preprocess
-
-    data = datasets.open_dataset("digits", "train")
-    model.compile(
-        keras.optimizers.SGD(0.1, 0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
-    batches = pipeline.train_batches(
-        data,
-        input_size=(16, 16),
-        batch_size=64,
-        preprocess=preprocess.parse("tf"),
-        seed=0,
-        augment=False,
-    )
-    for _, (pixels, labels) in zip(range(100), batches, strict=False):
-        model.train_on_batch(pixels, labels)
-    batches.close()
-    manifest.save_model(model, folder / "float.keras", {})
-    row = quantize.quantize(
-        quantize.Config(
-            model=str(folder / "float.keras"),
-            dataset="digits",
-            preprocess="tf",
-            output=str(folder / "ptq.keras"),
-        )
-    )
-    assert row["images"] == 100
-    row = tflite.export(
-        tflite.Config(model=str(folder / "ptq.keras"), output=str(folder / "m.tflite"))
-    )
-    assert row["size_bytes"] == (folder / "m.tflite").stat().st_size
-    return folder
+def folder(digits_files, tmp_path_factory):
+    """A float model that knows the digits a little, its PTQ model and its file, to write beside."""
+    return pathlib.Path(shutil.copytree(digits_files, tmp_path_factory.mktemp("tools") / "files"))
 
 
 def measure(folder, model, **options):
