@@ -128,6 +128,7 @@ def evaluate(config: Config) -> dict:
         "split": split,
         "images": count,
         "crop": config.crop,
+        "preprocess": runner.preprocess.name,
         "top1": float((ranks == 0).mean()),
         "top1_standard_error": metrics.standard_error(ranks == 0),
         "top5": float((ranks < 5).mean()),

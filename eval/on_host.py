@@ -106,6 +106,7 @@ def measure(
             "seconds": seconds,
             "versions": versions,
             "rounds": len(turns),
+            "beside": ",".join(paths[1:]),
         }
         if entrant.path != model:
             base = next(

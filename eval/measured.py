@@ -1,0 +1,268 @@
+"""The rows that the tools wrote: found in folders, chosen by model, the latest of each measurement."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from lowbit import results
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A CSV that a tool writes."""
+
+    title: str
+    command: str  # that writes it
+    required: tuple[str, ...]  # columns without which it is another file
+    # A later row with the same cells here replaces an earlier one; () keeps all rows.
+    identity: tuple[str, ...] = ()
+    emulated: bool = False  # emulated, simulated or estimated: no device's latency
+
+
+_PEERS = ("model", "top1", "size_bytes", "test")
+SOURCES = {
+    "accuracy.csv": Source(
+        "Accuracy",
+        "python -m eval.accuracy --model=m.tflite --dataset=images.zip",
+        ("model", "top1", "images"),
+        ("model", "runtime", "kernels", "dataset", "split", "images", "crop", "reference"),
+    ),
+    "latency.csv": Source(
+        "Latency on the host",
+        "python -m eval.latency --model=m.tflite",
+        ("model", "device", "latency_ms"),
+        ("model", "device", "cpu", "threads", "kernels", "ratio_of"),
+    ),
+    "phone.csv": Source(
+        "On the phone",
+        "python -m eval.latency --model=m.tflite --device=adb",
+        ("model", "device"),
+    ),
+    "parity.csv": Source(
+        "Parity",
+        "python -m eval.parity --model=ptq.keras --dataset=images.zip",
+        ("model", "images", "simulator_xnnpack_differing"),
+        ("model", "dataset", "images"),
+    ),
+    "layers_summary.csv": Source(
+        "Layer by layer",
+        "python -m eval.layers --model=ptq.keras --reference=float.keras --dataset=images.zip",
+        ("model", "reference", "images"),
+        ("model", "reference", "dataset", "split", "images"),
+    ),
+    "precisions.csv": Source(
+        "Every precision",
+        "python scripts/precisions.py",
+        ("file", *_PEERS),
+        ("model", "file", "test"),
+    ),
+    "ptq_peers.csv": Source(
+        "Beside the peers",
+        "python scripts/compare_peers.py",
+        ("tool", *_PEERS),
+        ("model", "tool", "test", "calibration"),
+    ),
+    "arm_emulator.csv": Source(
+        "Arm CPU, emulated",
+        "python -m eval.latency --model=m.tflite --device=arm-emulator",
+        ("model", "device"),
+        emulated=True,
+    ),
+    "hexagon_emulator.csv": Source(
+        "Hexagon HTP, emulated",
+        "python -m eval.latency --model=m.tflite --device=hexagon-emulator",
+        ("model", "device"),
+        emulated=True,
+    ),
+    "microcontroller.csv": Source(
+        "Microcontrollers and NPUs, run here or estimated",
+        "python -m eval.latency --model=m.tflite --device=ethos-u",
+        ("model", "device"),
+        emulated=True,
+    ),
+}
+LAYERS = "layers.csv"  # of the last row of layers_summary.csv in the same folder
+LAYERS_REQUIRED = ("tensor", "output_sqnr_db")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row as a tool wrote it."""
+
+    source: str  # a key of SOURCES
+    path: str  # of the CSV
+    cells: dict[str, str]  # as text; "" where the column has no value in this row
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the row says of itself, or its file says, that no device was measured."""
+        return SOURCES[self.source].emulated or any(
+            word in value.lower() or (word in name.lower() and _yes(value))
+            for name, value in self.cells.items()
+            if name not in ("model", "versions", "beside", "ratio_of")
+            for word in ("emulat", "simulated", "estimated")
+        )
+
+
+def _yes(value):
+    return value.lower() not in ("", "0", "no", "none", "false")
+
+
+def csv_paths(places: Sequence[str]) -> list[pathlib.Path]:
+    """Returns the known CSV files in folders, or named themselves.
+
+    Raises:
+      FileNotFoundError: names a place that does not exist.
+      ValueError: where a file has no known name, or a folder holds none.
+    """
+    found = []
+    for place in map(pathlib.Path, places):
+        if place.is_dir():
+            inside = [place / name for name in SOURCES if (place / name).is_file()]
+            if not inside:
+                raise ValueError(f"{place} holds none of {', '.join(SOURCES)}")
+            found += inside
+        elif not place.exists():
+            raise FileNotFoundError(f"{place}: no such file or folder")
+        elif place.name not in SOURCES:
+            raise ValueError(f"{place} is not named one of {', '.join(SOURCES)}")
+        else:
+            found.append(place)
+    return list(dict.fromkeys(found))
+
+
+def read(path: pathlib.Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """Returns a CSV's rows as text.
+
+    Raises:
+      ValueError: where it is no CSV, lacks a required column, or a line has too few or many cells.
+    """
+    try:
+        rows = results.read_rows(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file of text: {error}") from error
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in required if name not in row]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {', '.join(missing)}; it has "
+                f"{', '.join(str(name) for name in row if name is not None)[:200]}"
+            )
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: row {number} has more or fewer cells than the first line")
+    return rows
+
+
+def collect(places: Sequence[str], models: Sequence[str] | None) -> dict[str, list[Row]]:
+    """Returns the chosen rows of each source, the latest of each measurement, in file order.
+
+    Args:
+      places: folders or CSV files.
+      models: what `is_chosen` takes; None: every model.
+
+    Raises:
+      ValueError, OSError: as `csv_paths` and `read`; where no row is of `models`.
+    """
+    found: dict[str, list[Row]] = {}
+    seen: dict[str, None] = {}
+    for path in csv_paths(places):
+        for cells in read(path, SOURCES[path.name].required):
+            seen[cells["model"]] = None
+            if models is None or any(is_chosen(cells["model"], each) for each in models):
+                found.setdefault(path.name, []).append(Row(path.name, str(path), cells))
+    if not found:
+        names = sorted(seen)
+        listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        wanted = "" if models is None else f" of {', '.join(models)}"
+        raise ValueError(f"{', '.join(places)}: no row{wanted}; models there: {listed or 'none'}")
+    return {
+        name: _latest(rows, SOURCES[name].identity)
+        for name, rows in sorted(found.items(), key=lambda item: list(SOURCES).index(item[0]))
+    }
+
+
+def is_chosen(model: str, wanted: str) -> bool:
+    """Returns whether a row's model is the one that is wanted.
+
+    A name with a folder wants that path; a bare file name, files of that name in any folder; a name
+    without an ending, such as mobilenet_v2, also mobilenet_v2.tflite, mobilenet_v2.int8.tflite and
+    the like.
+    """
+    if os.path.dirname(wanted):
+        return os.path.realpath(model) == os.path.realpath(wanted)
+    name = pathlib.PurePath(model).name
+    if wanted.endswith((".tflite", ".keras")):
+        return name == wanted
+    return name == wanted or name.startswith(f"{wanted}.")
+
+
+def _latest(rows, identity):
+    if not identity:
+        return rows
+    latest: dict[tuple, Row] = {}
+    for row in rows:
+        key = tuple(row.cells.get(name, "") for name in identity)
+        latest.pop(key, None)  # so that the later one also stands later
+        latest[key] = row
+    return list(latest.values())
+
+
+def layers_of(summaries: Sequence[Row]) -> list[tuple[Row, list[dict[str, str]]]]:
+    """Returns the layers.csv that belong to rows of layers_summary.csv, each with its row.
+
+    eval.layers writes layers.csv anew in each run: it is of the last row of the summary beside it.
+    """
+    found = []
+    for row in summaries:
+        path = pathlib.Path(row.path).with_name(LAYERS)
+        last = results.read_rows(row.path)[-1]
+        if path.is_file() and last == row.cells:
+            found.append((row, read(path, LAYERS_REQUIRED)))
+    return found
+
+
+# The flags of a command by the columns of its row; an empty cell leaves the flag out.
+_ACCURACY = {name: name for name in ("dataset", "split", "preprocess", "runtime", "kernels")}
+_COMMANDS = {
+    "eval.accuracy": _ACCURACY | {"images": "limit", "crop": "crop", "reference": "reference"},
+    "eval.parity": {"dataset": "dataset", "images": "limit"},
+    "eval.layers": {
+        "reference": "reference",
+        "dataset": "dataset",
+        "split": "split",
+        "images": "limit",
+    },
+    "eval.latency": {
+        name: name for name in ("device", "threads", "beside", "kernels", "runs", "cpu")
+    },
+}
+
+
+def command(row: Row) -> str:
+    """Returns the command that measures the row anew: column "command", or from its settings."""
+    cells = row.cells
+    if cells.get("command"):
+        return cells["command"]
+    flags = _COMMANDS.get(cells.get("tool", ""))
+    if flags is None:
+        return SOURCES[row.source].command
+    words = [f"python -m {cells['tool']}", f"--model={cells.get('ratio_of') or cells['model']}"]
+    for column, flag in flags.items():
+        if column == "cpu" and cells.get("device") != "arm-emulator":
+            continue  # of the host it is what ran, not a flag
+        if cells.get(column):
+            words.append(f"--{flag}={cells[column]}")
+    return " ".join(words)
+
+
+def versions(row: Row) -> str:
+    """Returns a row's versions as "name version, ...", "" where it has none."""
+    text = row.cells.get("versions", "")
+    try:
+        found = json.loads(text.replace("'", '"'))
+        return ", ".join(f"{name} {version}" for name, version in found.items())
+    except (ValueError, AttributeError):
+        return text
