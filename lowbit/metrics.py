@@ -68,3 +68,9 @@ def paired_difference(correct: np.ndarray, reference: np.ndarray) -> tuple[float
     """Returns the difference of two accuracies on the same images, and its standard error."""
     difference = correct.astype(np.float64) - reference.astype(np.float64)
     return float(difference.mean()), float(np.std(difference) / math.sqrt(len(difference)))
+
+
+def difference_counts(codes: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns counts, int64: counts[d] codes are d away from the reference's, up to the largest d."""
+    distance = np.abs(codes.astype(np.int64) - reference.astype(np.int64))
+    return np.bincount(distance.reshape(-1))

@@ -1,0 +1,153 @@
+"""Arm's compiler Vela for Ethos-U NPUs: cycles and memory that it estimates, and what it leaves out.
+
+    estimate(content, "ethos-u55-128", "model.tflite").estimated_ms
+
+Vela runs in a process of its own: files that it does not expect kill it.  Its times are those of a
+model of the NPU and its memories, of the operators on the NPU alone; nothing is run.  Needs the
+package ethos-u-vela, of the extra `[npu]`.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import tempfile
+
+from lowbit import lint, runtimes, tflite_file, tflite_view
+
+VERSION = "5.2.0"  # its estimates change from version to version
+# accelerator: (system configuration, memory mode) of Vela's own vela.ini, the ones that Vela takes
+# where none is named.  The number behind the name is of multiply-accumulates in a cycle.
+ACCELERATORS = {
+    "ethos-u55-128": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "ethos-u55-256": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "ethos-u65-512": ("Ethos_U65_Client_Server", "Dedicated_Sram_384KB"),
+    "ethos-u85-256": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_384KB"),
+}
+_COMPILE = "import sys; from ethosu.vela import vela; sys.exit(vela.main(sys.argv[1:]))"
+_REASON = re.compile(r"operator: \S+, ofm: '(.*)'\nReason: (.*)")
+_NPU = b"ethos-u"  # the custom operator that stands for all that runs there
+
+
+class NothingOnNpuError(ValueError):
+    """Vela leaves the whole file to the CPU, such as one that computes in float."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What Vela says of a file on one accelerator; times and memory are of the NPU's part alone."""
+
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    clock_hz: float
+    cycles: int  # compute and memory, as they overlap
+    estimated_ms: float  # of one inference, cycles at that clock
+    macs: int  # multiply-accumulates
+    sram_bytes: int
+    dram_bytes: int
+    flash_bytes: int  # on the chip and off it
+    operators: int  # of the file
+    npu_operators: int
+    cpu_operators: tuple[str, ...]  # "SOFTMAX 3 (makes 'probabilities'): why"
+
+
+def check_installed() -> None:
+    """Raises ValueError where Vela is missing, or is another version."""
+    if importlib.util.find_spec("ethosu") is None:
+        raise ValueError(
+            f"the package ethos-u-vela is missing: pip install 'lowbit[npu]', or "
+            f"ethos-u-vela=={VERSION}"
+        )
+    found = importlib.metadata.version("ethos-u-vela")
+    if found != VERSION:
+        raise ValueError(f"ethos-u-vela is {found}; estimates are those of {VERSION}")
+
+
+def estimate(content: bytes, accelerator: str, name: str = "model") -> Estimate:
+    """Compiles a file of anyone's for an accelerator, and returns what Vela estimates.
+
+    Args:
+      content: the file; it is verified first (`lint.verify`).
+      accelerator: one of `ACCELERATORS`.
+      name: for error messages.
+
+    Raises:
+      TFLiteFileError: for a damaged file.
+      NothingOnNpuError: where no operator runs on the NPU, which would count as no time at all.
+      runtimes.RefusedError: where Vela refuses the file or dies of it.
+      ValueError: where the package is missing, or the accelerator is not known.
+    """
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"accelerator {accelerator!r} is not one of {', '.join(ACCELERATORS)}")
+    check_installed()
+    lint.verify(content, name)
+    system_config, memory_mode = ACCELERATORS[accelerator]
+    with tempfile.TemporaryDirectory() as folder:
+        given = pathlib.Path(folder, "model.tflite")
+        given.write_bytes(content)
+        done = runtimes.in_child(
+            _COMPILE,
+            (
+                str(given),
+                f"--accelerator-config={accelerator}",
+                "--config=Arm/vela.ini",
+                f"--system-config={system_config}",
+                f"--memory-mode={memory_mode}",
+                f"--output-dir={folder}",
+                "--show-cpu-operations",
+            ),
+            b"",
+            f"{name}: Vela ({accelerator})",
+        )
+        compiled = given.with_name("model_vela.tflite").read_bytes()
+        (summary,) = pathlib.Path(folder).glob("model_summary_*.csv")
+        with open(summary, newline="") as file:
+            (row,) = csv.DictReader(file)
+    operators = _operators(content, name)
+    reasons = dict(_REASON.findall(done.stdout.decode("utf-8", "replace")))
+    on_cpu = {output for output, _ in _operators(compiled, name)}
+    left = tuple(
+        f"{label}: {reasons.get(output, 'no reason given')}"
+        for output, label in operators
+        if output in on_cpu
+    )
+    if len(left) == len(operators):
+        raise NothingOnNpuError(
+            f"{name}: Vela leaves all {len(operators)} operators to the CPU, the first, {left[0]}"
+        )
+    return Estimate(
+        accelerator,
+        system_config,
+        memory_mode,
+        clock_hz=float(row["core_clock"]),
+        cycles=int(row["cycles_total"]),
+        estimated_ms=1e3 * float(row["inference_time"]),
+        macs=int(row["nn_macs"]),
+        sram_bytes=_bytes(row, "sram"),
+        dram_bytes=_bytes(row, "dram"),
+        flash_bytes=_bytes(row, "on_chip_flash") + _bytes(row, "off_chip_flash"),
+        operators=len(operators),
+        npu_operators=len(operators) - len(left),
+        cpu_operators=left,
+    )
+
+
+def _bytes(row, memory):
+    return round(1024 * float(row[f"{memory}_memory_used"]))
+
+
+def _operators(content, name):
+    """Returns (name of its first output, label) of each of a file's operators, but those of the NPU."""
+    model = tflite_file.parse(content, name)
+    found = []
+    graphs, _ = tflite_view.describe(model, content)
+    for subgraph, graph in zip(model.subgraphs, graphs, strict=True):
+        for operator, operation in zip(subgraph.operators, graph.operations, strict=True):
+            if model.operatorCodes[operator.opcodeIndex].customCode != _NPU:
+                made = tflite_file.sequence(operator.outputs)
+                output = tflite_file.line(subgraph.tensors[made[0]].name) if made else ""
+                found.append((output, operation.label))
+    return found
