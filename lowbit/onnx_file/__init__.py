@@ -1,11 +1,13 @@
-"""`.onnx` files: writes an integer graph as an ONNX model, in one of two forms.
+"""`.onnx` files: writes an integer graph as an ONNX model, in one of three forms.
 
-| form  | what it is                                    | codes of the XNNPACK kernels             |
-|-------|-----------------------------------------------|------------------------------------------|
-| qdq   | float operators between DequantizeLinear and  | most, where the runtime fuses them; what |
-|       | QuantizeLinear, with the graph's scales       | compilers of NPUs take                   |
-| exact | codes in, codes out: whole numbers, correctly | all, in any runtime with IEEE float32,   |
-|       | rounded float32, and tables                   | optimized or not; several times slower   |
+| form    | what it is                                    | codes of the XNNPACK kernels             |
+|---------|-----------------------------------------------|------------------------------------------|
+| qdq     | float operators between DequantizeLinear and  | most, where the runtime fuses them; what |
+|         | QuantizeLinear, with the graph's scales       | compilers of NPUs take                   |
+| exact   | codes in, codes out: whole numbers, correctly | all, in any runtime with IEEE float32,   |
+|         | rounded float32, and tables                   | optimized or not; several times slower   |
+| float16 | the operators of qdq on real numbers, with    | none: inputs and outputs are float16; to |
+|         | dequantized weights                           | compare an NPU's fp16 with its int8      |
 
 The exact form's arithmetic; x, a, b are codes less their zero points, w the codes of weights:
 
@@ -58,9 +60,9 @@ import onnx
 from onnx import helper
 
 from lowbit import integer_graph
-from lowbit.onnx_file import common, exact, qdq
+from lowbit.onnx_file import common, exact, float16, qdq
 
-FORMS = ("qdq", "exact")
+FORMS = ("qdq", "exact", "float16")
 ACTIVATIONS = ("uint8", "int8")
 LAYOUTS = ("NHWC", "NCHW")
 OPSET = 18
@@ -92,7 +94,10 @@ def write(
         if value not in known:
             raise ValueError(f"{value!r} is not one of {known}")
     _check(graph)
-    writer = exact.Exact(graph, layout) if form == "exact" else qdq.Qdq(graph, layout, activations)
+    if form == "exact":
+        writer = exact.Exact(graph, layout)
+    else:
+        writer = {"qdq": qdq.Qdq, "float16": float16.Float16}[form](graph, layout, activations)
     writer.add_graph()
     opset = GELU_OPSET if any(node.op_type == "Gelu" for node in writer.nodes) else OPSET
     model = helper.make_model(

@@ -73,6 +73,10 @@ class Writer:
         """Returns what stands for real 0, an array without axes."""
         raise NotImplementedError
 
+    def dtype_outside(self, tensor):
+        """Returns ONNX's number of the type that one of the model's ends has."""
+        return DTYPES[tensor.dtype]
+
     def enter(self, tensor, value):
         """Returns what the form computes with, of a model's input that is laid out as inside."""
         return value
@@ -143,7 +147,7 @@ class Writer:
     def _add_input(self, tensor):
         self.inputs.append(
             helper.make_tensor_value_info(
-                tensor.name, DTYPES[tensor.dtype], self._shape_outside(tensor)
+                tensor.name, self.dtype_outside(tensor), self._shape_outside(tensor)
             )
         )
         value = tensor.name
@@ -154,7 +158,7 @@ class Writer:
     def _add_output(self, tensor):
         self.outputs.append(
             helper.make_tensor_value_info(
-                tensor.name, DTYPES[tensor.dtype], self._shape_outside(tensor)
+                tensor.name, self.dtype_outside(tensor), self._shape_outside(tensor)
             )
         )
         outside = len(tensor.shape) == 4 and self.layout == "NHWC"

@@ -9,6 +9,8 @@ from lowbit.onnx_file import common
 class Qdq(common.Writer):
     """Float operators between DequantizeLinear and QuantizeLinear."""
 
+    real = np.float32  # what the operators compute in
+
     def __init__(self, graph, layout, activations):
         super().__init__(graph, layout)
         self.dtype = activations
@@ -77,7 +79,7 @@ class Qdq(common.Writer):
         return self.finished(node, clipped)
 
     def real_zero(self, tensor):
-        return np.float32(0)
+        return self.real(0)
 
     def _bias(self, node, scale):
         """Returns the name of the dequantized bias, zeros where the node has none."""
@@ -160,7 +162,7 @@ class Qdq(common.Writer):
     def softmax(self, node):
         tensor = self.tensor(node.inputs[0])
         value = self.read(tensor.name)
-        beta = np.float32(node.attributes["beta"])
+        beta = self.real(node.attributes["beta"])
         if beta != 1:
             value = self.add("Mul", [value, self.constant(beta)], f"{node.name}_beta")
         axis = self.axis(-1, len(tensor.shape))
@@ -171,7 +173,7 @@ class Qdq(common.Writer):
         if node.op == "GELU" and node.attributes["approximate"]:
             raise ValueError(f"node {node.name}: an approximate GELU is not known")
         if node.op == "RELU6":
-            bounds = [self.constant(np.float32(bound)) for bound in (0, 6)]
+            bounds = [self.constant(self.real(bound)) for bound in (0, 6)]
             return self.finished(node, self.add("Clip", [value, *bounds], node.name))
         attributes = {"alpha": node.attributes["alpha"]} if node.op == "LEAKY_RELU" else {}
         return self.finished(node, self.add(_FUNCTIONS[node.op], [value], node.name, **attributes))
