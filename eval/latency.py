@@ -1,16 +1,25 @@
-"""Latency of a `.tflite` file: warm-up, repeats, median and spread.
+"""Latency of a `.tflite` file: on this machine, on a phone, and what emulators and compilers say.
 
     python -m eval.latency --model=model.tflite --threads=1
     python -m eval.latency --model=int8.tflite --beside=float.tflite,other.tflite --threads=1,2
+    python -m eval.latency --device=adb --model=int8.tflite --beside=float.tflite --threads=1,4
+    python -m eval.latency --device=adb --model=int8.tflite --delegate=hexagon \\
+        --delegate_libraries=libhexagon_interface.so,libhexagon_nn_skel_v66.so
+    python -m eval.latency --device=tflite-micro --model=int8.tflite
+    python -m eval.latency --device=ethos-u --model=int8.tflite
 
 With --beside the files, all of the same network, have their turns in every round of one run, so that
-other work on the machine falls on all of them; the ratios are medians over the rounds.
+other work on the machine falls on all of them; the ratios are medians over the rounds.  Only the
+devices host and adb have a latency: the others are emulated or estimated, and say so.
 """
 
 import dataclasses
 
-from eval import on_host
+from eval import on_host, on_microcontroller, on_phone
 from lowbit import cli, runtimes
+from lowbit.devices import ethos_u
+
+DEVICES = ("host", "adb", *on_microcontroller.DEVICES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,30 +27,107 @@ class Config:
     """The command's flags."""
 
     model: str = cli.field(cli.REQUIRED, "A .tflite file.")
-    device: str = cli.field("host", "Where it runs.", choices=("host",))
-    threads: str = cli.field("1", "Of the interpreter; several with commas are measured in turn.")
+    device: str = cli.field("host", "Where it runs.", choices=DEVICES)
+    threads: str | None = cli.field(
+        None,
+        "host, adb: of the interpreter; several with commas are measured in turn. "
+        "Default: 1 on the host, 1,4 through adb.",
+    )
     beside: str | None = cli.field(
-        None, "Other files of the same network, with commas, measured in turn with --model."
+        None, "host, adb: other files of the same network, with commas, in turn with --model."
     )
-    warmup_runs: int = cli.field(10, "Not counted: caches and packed weights settle.")
-    runs: int = cli.field(50, "Counted.")
+    warmup_runs: int = cli.field(10, "host, adb: not counted: caches and packed weights settle.")
+    runs: int = cli.field(50, "host, adb: counted; through adb in each round.")
     kernels: str = cli.field(
-        "xnnpack", "reference: the slow portable kernels.", choices=runtimes.KERNELS
+        "xnnpack", "host: reference: the slow portable kernels.", choices=runtimes.KERNELS
     )
-    output_dir: str = cli.field("results", "Where latency.csv gets its rows.")
+    serial: str | None = cli.field(None, "adb: of the device; default: the only one.")
+    adb: str = cli.field("adb", "adb: the client, a name on PATH or a path.")
+    benchmark_binary: str | None = cli.field(
+        None,
+        "adb: Google's benchmark_model for the device, pushed for the run; default: "
+        "/data/local/tmp/benchmark_model, or LiteRT's benchmark where the device has Python.",
+    )
+    delegate: str = cli.field("cpu", "adb: what computes.", choices=on_phone.DELEGATES)
+    delegate_libraries: str | None = cli.field(
+        None, "adb: files that the delegate needs, with commas; pushed beside the model."
+    )
+    cores: str = cli.field(
+        "big,little", "adb: clusters, with commas: big, mid, little; any: the system chooses."
+    )
+    xnnpack: str = cli.field("on", "adb: on, off, or on,off: with XNNPACK and without.")
+    rounds: int = cli.field(
+        10, "adb: at most; from 3 on they end when each configuration's last 3 agree within 5 %."
+    )
+    cool_down_s: float = cli.field(
+        60.0, "adb: at most so long until a run begins; it waits for the temperature of the start."
+    )
+    op_profile: bool = cli.field(
+        False, "adb: the operators' times too, in phone_operators.csv; needs benchmark_model."
+    )
+    accelerator: str = cli.field(
+        "ethos-u55-128", f"ethos-u: with commas: {', '.join(ethos_u.ACCELERATORS)}."
+    )
+    dataset: str | None = cli.field(
+        None, "tflite-micro: images to compare codes on, a name or a path; default random codes."
+    )
+    limit: int = cli.field(10, "tflite-micro: how many of them.")
+    preprocess: str | None = cli.field(None, "tflite-micro: default: as saved with the file.")
+    output_dir: str = cli.field(
+        "results", "Where latency.csv, phone.csv or the device's own CSV gets its rows."
+    )
 
 
 def measure(config: Config) -> dict:
     """Runs the command; returns its result row."""
-    return on_host.measure(
+    if config.device == "host":
+        return on_host.measure(
+            config.model,
+            threads=config.threads or "1",
+            beside=config.beside,
+            warmup_runs=config.warmup_runs,
+            runs=config.runs,
+            kernels=config.kernels,
+            output_dir=config.output_dir,
+        )
+    if config.device == "adb":
+        return on_phone.measure(
+            models=[config.model, *_words(config.beside)],
+            serial=config.serial,
+            client=config.adb,
+            benchmark_binary=config.benchmark_binary,
+            delegate=config.delegate,
+            delegate_libraries=_words(config.delegate_libraries),
+            cores=_words(config.cores),
+            threads=on_host.thread_counts(config.threads or "1,4"),
+            xnnpack=_switches(config.xnnpack),
+            runs=config.runs,
+            warmup_runs=config.warmup_runs,
+            rounds=config.rounds,
+            cool_down_s=config.cool_down_s,
+            op_profile=config.op_profile,
+            output_dir=config.output_dir,
+        )
+    return on_microcontroller.measure(
         config.model,
-        threads=config.threads,
-        beside=config.beside,
-        warmup_runs=config.warmup_runs,
-        runs=config.runs,
-        kernels=config.kernels,
+        config.device,
+        accelerator=config.accelerator,
+        dataset=config.dataset,
+        images=config.limit,
+        preprocess=config.preprocess,
         output_dir=config.output_dir,
     )
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _switches(text: str) -> list[bool]:
+    words = _words(text)
+    if not words or not set(words) <= {"on", "off"} or len(set(words)) < len(words):
+        raise ValueError(f"--xnnpack={text} is not on, off, or on,off")
+    return [word == "on" for word in words]
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def measure(
       ValueError, OSError: for a file that is absent, damaged or refused, or is not alike to `model`
         in its inputs; for numbers out of range.
     """
-    counts = _thread_counts(threads)
+    counts = thread_counts(threads)
     if runs < 1 or warmup_runs < 0:
         raise ValueError(
             f"--runs={runs} must be at least 1, --warmup_runs={warmup_runs} at least 0"
@@ -137,7 +137,8 @@ def measure(
     }
 
 
-def _thread_counts(text):
+def thread_counts(text: str) -> list[int]:
+    """Returns the numbers of --threads; raises ValueError where one is below 1 or named twice."""
     try:
         counts = [int(word) for word in str(text).split(",")]
     except ValueError as error:

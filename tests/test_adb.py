@@ -1,6 +1,8 @@
 """A phone through adb, and what goes wrong on the way, with AOSP's own daemon and Debian's client."""
 
+import contextlib
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from eval import on_phone
+from eval import latency, on_phone
 from lowbit import integer_graph, tflite_file
 from lowbit.devices import adb, arm_root, cache, debian, namespace
 
@@ -91,8 +93,25 @@ def words(tmp_path_factory):
 @pytest.fixture
 def lab(words, tmp_path):
     """A phone's daemon, and the client's path."""
+    with running(namespace.amd64_system(), words, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(params=["amd64", "cortex-a53"])
+def any_lab(request, words, tmp_path):
+    """The daemon of this processor, and the emulated phone's."""
+    if request.param == "amd64":
+        system = namespace.amd64_system()
+    else:
+        system = namespace.arm64_system(arm_root.set_up(), request.param)
+    with running(system, words, tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(system, words, tmp_path):
     with namespace.phone(
-        namespace.amd64_system(), properties=PROPERTIES, files=sys_files(), data_bytes=4 * 2**20
+        system, properties=PROPERTIES, files=sys_files(), data_bytes=4 * 2**20
     ) as phone:
         client = phone.program(words, tmp_path / "adb")
         attach(client, phone.port)
@@ -159,8 +178,8 @@ def model(tmp_path_factory):
 # --- the client's commands ----------------------------------------------------------------------
 
 
-def test_commands_files_and_exit_codes(lab, tmp_path):
-    _, client = lab
+def test_commands_files_and_exit_codes(any_lab, tmp_path):
+    _, client = any_lab
     device = adb.connect(program=client)
     assert device.serial == "127.0.0.1:5999"
     done = adb.shell(device, "printf out; printf err >&2; exit 3")
@@ -192,8 +211,8 @@ def test_no_client_and_no_device(words, tmp_path):
         subprocess.run([client, "kill-server"], capture_output=True)
 
 
-def test_two_devices(lab):
-    phone, client = lab
+def test_two_devices(any_lab):
+    phone, client = any_lab
     phone.start_daemon(SECOND)
     attach(client, SECOND)
     with pytest.raises(adb.AdbError, match=r"several devices .*5999 \(device\).*choose one with"):
@@ -207,8 +226,8 @@ def test_two_devices(lab):
         adb.connect(f"127.0.0.1:{SECOND}", client)
 
 
-def test_offline(lab):
-    phone, client = lab
+def test_offline(any_lab):
+    phone, client = any_lab
     device = adb.connect(program=client)
     phone.signal_daemon(phone.port)
     wait_until(lambda: "\tdevice" not in listed(client))
@@ -277,8 +296,8 @@ def loaded_at(content, place):
     raise AssertionError(f"{place} is in no segment")
 
 
-def test_a_device_that_hangs(lab, monkeypatch):
-    phone, client = lab
+def test_a_device_that_hangs(any_lab, monkeypatch):
+    phone, client = any_lab
     device = adb.connect(program=client)
     phone.signal_daemon(phone.port, signal.SIGSTOP)
     with pytest.raises(adb.GoneError, match="`true`: no answer within 1 s"):
@@ -287,8 +306,8 @@ def test_a_device_that_hangs(lab, monkeypatch):
     assert adb.shell(device, "true").returncode == 0
 
 
-def test_disconnected_in_the_middle_and_back_again(lab):
-    phone, client = lab
+def test_disconnected_in_the_middle_and_back_again(any_lab):
+    phone, client = any_lab
     device = adb.connect(program=client)
 
     def fail():
@@ -307,8 +326,8 @@ def test_disconnected_in_the_middle_and_back_again(lab):
     assert left(device) == []
 
 
-def test_disconnected_for_good(lab, monkeypatch):
-    phone, client = lab
+def test_disconnected_for_good(any_lab, monkeypatch):
+    phone, client = any_lab
     device = adb.connect(program=client)
     monkeypatch.setattr(adb, "RETURN_SECONDS", 1)
     killing = threading.Timer(1, phone.signal_daemon, [phone.port])
@@ -325,8 +344,8 @@ def test_disconnected_for_good(lab, monkeypatch):
     assert left(device) == []
 
 
-def test_no_space(lab, tmp_path):
-    _, client = lab
+def test_no_space(any_lab, tmp_path):
+    _, client = any_lab
     device = adb.connect(program=client)
     large = tmp_path / "large"
     large.write_bytes(bytes(8 * 2**20))
@@ -368,6 +387,36 @@ def test_a_table_of_configurations(lab, tmp_path, model):
         profiles = list(csv.DictReader(file))
     assert len(profiles) == 8
     assert (profiles[0]["operator"], profiles[0]["latency_ms"]) == ("CONV_2D", "0.278")
+
+
+def test_the_command_compares_files(lab, tmp_path, model):
+    _, client = lab
+    other = tmp_path / "other.tflite"
+    other.write_bytes(pathlib.Path(model).read_bytes())
+    config = latency.Config(
+        model=model,
+        device="adb",
+        beside=str(other),
+        adb=client,
+        benchmark_binary=binary(tmp_path),
+        threads="1,2",
+        xnnpack="on,off",
+        cores="big",
+        rounds=3,
+        cool_down_s=0.0,
+        output_dir=str(tmp_path),
+    )
+    row = latency.measure(config)
+    assert row["configurations"] == 8
+    assert row["ratios"] == {
+        f"other.tflite on big, {threads} threads{kernels}": 1.0
+        for threads in (1, 2)
+        for kernels in ("", ", no XNNPACK")
+    }
+    with pytest.raises(ValueError, match="--xnnpack=yes is not on, off, or on,off"):
+        latency.measure(dataclasses.replace(config, xnnpack="yes"))
+    with pytest.raises(adb.AdbError, match="'no_such_adb' is missing"):
+        latency.measure(dataclasses.replace(config, adb="no_such_adb"))
 
 
 def test_a_fall_back_gives_no_figure(lab, tmp_path, model):

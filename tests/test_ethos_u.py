@@ -84,9 +84,7 @@ def test_what_is_left_to_the_cpu_is_named(graph):
 def test_a_float_file_is_no_fast_file():
     placed = placement.place(network(), spec.scheme("float32"))
     content = tflite_file.write(lowering.lower(placed))
-    with pytest.raises(
-        ethos_u.NothingOnNpuError, match=r"f.tflite: Vela leaves all \d+ .*Float32"
-    ):
+    with pytest.raises(ethos_u.NothingOnNpuError, match=r"f.tflite: Vela leaves all \d+ .*Float32"):
         ethos_u.estimate(content, "ethos-u55-128", "f.tflite")
 
 
