@@ -49,6 +49,7 @@ ADVICE = (
     f"then --benchmark_binary=PATH, or `adb push PATH {_ON_DEVICE}`. A device with Python takes "
     "`pip install ai-edge-litert` instead"
 )
+_SHORT = ("model", "cores", "threads", "xnnpack", "latency_ms", "spread_percent")
 STEADY_PERCENT = 5.0
 _ROUNDS = 3  # fewer say nothing of a spread
 _WARMER_CELSIUS = 3.0
@@ -124,8 +125,8 @@ def measure(
       output_dir: where the rows go.
 
     Returns:
-      The first configuration's row with "ratios": latency by the first model's, for the same cores and
-      threads, by configuration.
+      The first configuration's row, with "ratios": latency by the first model's, for the same cores
+      and threads, by configuration; and "all": the latency of each.
 
     Raises:
       ValueError: for a flag or file that does not fit; where a delegate left operators to the CPU.
@@ -172,7 +173,8 @@ def measure(
     for row in rows.values():
         results.append_row(os.path.join(output_dir, "phone.csv"), row)
     first = rows[plan[0]]
-    return first | {"ratios": _ratios(rows, models[0]), "configurations": len(rows)}
+    every = [{name: row[name] for name in _SHORT} for row in rows.values()]
+    return first | {"ratios": _ratios(rows, models[0]), "all": every}
 
 
 def _check(models, delegate, libraries, threads, rounds, binary):

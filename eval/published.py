@@ -14,7 +14,7 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
-    rows: dict[str, tuple[float, ...]]
+    rows: dict[str, tuple[float | None, ...]]
 
     def figure(self, network: str | None, column: str) -> float | None:
         """Returns what the paper prints for a network, None where it has no such row or column."""
@@ -112,3 +112,19 @@ TABLES = {
         },
     ),
 }
+# Table 7, "Inference time measurements on Pixel2 phone in milliseconds on a single large core"; None
+# where it prints none.  HVX: through Android's NN-API.
+LATENCY_MS = Table(
+    "Inference time on a Pixel 2, one large core, in milliseconds",
+    ("float_cpu", "fixed_cpu", "fixed_hvx"),
+    {
+        "Mobilenet_V1_1_224": (155, 68, 16),
+        "Mobilenet_V2_1_224": (105, 63, 15.5),
+        "Mobilenet_V1_1_224_SSD": (312, 152, None),
+        "Inception_V3": (1391, 536, None),
+        "Resnet_v1_50": (874, 440, None),
+        "Resnet_v2_50": (1667, 1145, None),
+        "Resnet_v1_152": (2581, 1274, None),
+        "Resnet_v2_152": (4885, 3240, None),
+    },
+)

@@ -6,6 +6,7 @@
         --calibration='imagenet/train-00000-of-01024'
     python -m eval.whitepaper --figure=3 ...       a picture of table 3's rows; 10: of 4's; 11: of 5's
     python -m eval.whitepaper --figure=20 --models=mobilenet_v1
+    python -m eval.whitepaper --table=7 --device=adb ...      latency: see eval/table_7.py
 
 Rows are networks (default: the paper's ten, with Keras' own weights), columns the paper's schemes and
 some of ours.  Each cell runs ptq.quantize, export.tflite where an integer file can hold the scheme
@@ -35,7 +36,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from eval import networks, processes, published
+from eval import networks, processes, published, table_7
 from lowbit import cli, files, results, spec
 from lowbit.data import datasets
 
@@ -153,7 +154,7 @@ BARS = {
 class Config:
     """The command's flags."""
 
-    table: int | None = cli.field(None, f"One of {', '.join(map(str, COLUMNS))}.")
+    table: int | None = cli.field(None, f"One of {', '.join(map(str, [*COLUMNS, 7]))}.")
     figure: int | None = cli.field(
         None,
         "3: accuracy by scheme, from the rows of table 3; 18, 19: SQNR of each kernel of a layer of "
@@ -201,6 +202,10 @@ class Config:
         choices=("fast", "accurate"),
     )
     seed: int = cli.field(0, "Which calibration images are drawn.")
+    device: str = cli.field("host", "Of table 7, the one of latencies.", choices=table_7.DEVICES)
+    device_flags: str | None = cli.field(
+        None, "Of table 7: further flags of eval.latency, in quotes: '--serial=X --cores=big'."
+    )
     output_dir: str = cli.field("results", "Where whitepaper.csv and the tables go.")
     work_dir: str = cli.field(
         "runs/whitepaper", "Where quantized models, float outputs and log.txt lie meanwhile."
@@ -209,14 +214,13 @@ class Config:
     def __post_init__(self):
         if (self.table is None) == (self.figure is None):
             raise ValueError("one of --table and --figure is needed")
-        if self.table is not None and self.table not in COLUMNS:
+        if self.table is not None and self.table not in (*COLUMNS, 7):
             raise ValueError(
-                f"--table={self.table} is not one of {', '.join(map(str, COLUMNS))}: 7 is about "
-                "latency"
+                f"--table={self.table} is not one of {', '.join(map(str, COLUMNS))}, 7"
             )
         if self.figure is not None and self.figure not in FIGURES:
             raise ValueError(f"--figure={self.figure} is not one of {', '.join(map(str, FIGURES))}")
-        if self.dataset is None and self.figure not in WEIGHT_FIGURES:
+        if self.dataset is None and self.figure not in WEIGHT_FIGURES and self.table != 7:
             raise ValueError("--dataset is needed: the images to measure on")
         if not 0 < self.crop <= 1:
             raise ValueError(f"--crop={self.crop}: the part that is seen is above 0, at most 1")
@@ -266,6 +270,8 @@ def tabulate(config: Config) -> dict:
     networks.check_root(config.root)
     if config.figure is not None:
         return FIGURES[config.figure](config)
+    if config.table == 7:
+        return table_7.tabulate(config)
     path = os.path.join(config.output_dir, "whitepaper.csv")
     plan = cells(config, config.table, columns_of(config), networks.chosen(config))
     os.makedirs(config.output_dir, exist_ok=True)
