@@ -48,8 +48,8 @@ def main():
     rows = []
     for name, path in made.items():
         for model, beside in (
-            ("int8", ("float", "converter", "litert_quantizer")),
-            ("float", ("converter_float",)),
+            ("int8", ("int8_copy", "float", "converter", "litert_quantizer")),
+            ("float", ("float_copy", "converter_float")),
         ):
             measured = on_host.measure(
                 path[model],
@@ -62,19 +62,32 @@ def main():
     columns = ["network", "threads", "file", "latency_ms", "latency_ms_p10", "latency_ms_p90"]
     columns += ["size_bytes", "time_ratio", "time_ratio_low", "time_ratio_high", "ratio_of"]
     print(results.table(rows, columns))
-    slower = [row for row in rows if row.get("time_ratio_high", 1) < 1]
+    slower = [row for row in rows if is_faster(row, rows)]
     for row in slower:
         print(f"{row['network']}, {row['threads']} threads: {row['file']} is faster than ours")
     sys.exit(bool(slower))
+
+
+def is_faster(row, rows):
+    """Returns whether a file's interval lies below 1, and below that of the copy of ours beside it."""
+    if "time_ratio" not in row or "_copy." in row["file"]:
+        return False
+    key = ("network", "threads", "ratio_of")
+    (copy,) = (
+        other
+        for other in rows
+        if "_copy." in other["file"] and all(other[name] == row[name] for name in key)
+    )
+    return row["time_ratio_high"] < min(1, copy["time_ratio_low"])
 
 
 def make(name, arguments):
     """Returns the path of each file of a network; those that are absent are made."""
     folder = pathlib.Path(arguments.files)
     path = {kind: folder / f"{name}.{kind}.tflite" for kind in OURS}
-    for kind in ("converter", "converter_float", "litert_quantizer"):
+    for kind in ("converter", "converter_float", "litert_quantizer", "int8_copy", "float_copy"):
         path[kind] = folder / "peers" / f"{name}.{kind}.tflite"
-    missing = [kind for kind in path if not path[kind].exists()]
+    missing = [kind for kind in path if not path[kind].exists() and "_copy" not in kind]
     if missing:
         (folder / "peers").mkdir(parents=True, exist_ok=True)
         data = pathlib.Path(os.environ["LOWBIT_DATA"])
@@ -97,6 +110,8 @@ def make(name, arguments):
         for kind in missing:
             print(f"making {path[kind]}", file=sys.stderr)
             files.save_bytes(makers[kind](), path[kind])
+    for kind in OURS:
+        files.save_bytes(path[kind].read_bytes(), path[f"{kind}_copy"])
     return {kind: str(each) for kind, each in path.items()}
 
 
