@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ class Source:
     # A later row with the same cells here replaces an earlier one; () keeps all rows.
     identity: tuple[str, ...] = ()
     emulated: bool = False  # emulated, simulated or estimated: no device's latency
+    drawn: tuple[str, ...] = ()  # columns of finite numbers, or empty where not required
 
 
 _PEERS = ("model", "top1", "size_bytes", "test")
@@ -29,17 +31,20 @@ SOURCES = {
         "python -m eval.accuracy --model=m.tflite --dataset=images.zip",
         ("model", "top1", "images"),
         ("model", "runtime", "kernels", "dataset", "split", "images", "crop", "reference"),
+        drawn=("top1", "top1_standard_error", "size_bytes"),
     ),
     "latency.csv": Source(
         "Latency on the host",
         "python -m eval.latency --model=m.tflite",
         ("model", "device", "latency_ms"),
         ("model", "device", "cpu", "threads", "kernels", "ratio_of"),
+        drawn=("latency_ms", "latency_ms_p10", "latency_ms_p90"),
     ),
     "phone.csv": Source(
         "On the phone",
         "python -m eval.latency --model=m.tflite --device=adb",
         ("model", "device"),
+        drawn=("latency_ms", "latency_ms_p10", "latency_ms_p90"),
     ),
     "parity.csv": Source(
         "Parity",
@@ -58,12 +63,14 @@ SOURCES = {
         "python scripts/precisions.py",
         ("file", *_PEERS),
         ("model", "file", "test"),
+        drawn=("top1", "size_bytes"),
     ),
     "ptq_peers.csv": Source(
         "Beside the peers",
         "python scripts/compare_peers.py",
         ("tool", *_PEERS),
         ("model", "tool", "test", "calibration"),
+        drawn=("top1", "size_bytes"),
     ),
     "arm_emulator.csv": Source(
         "Arm CPU, emulated",
@@ -86,6 +93,7 @@ SOURCES = {
 }
 LAYERS = "layers.csv"  # of the last row of layers_summary.csv in the same folder
 LAYERS_REQUIRED = ("tensor", "output_sqnr_db")
+LAYERS_DRAWN = ("output_sqnr_db", "channel_sqnr_db")  # infinite where nothing is lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +142,20 @@ def csv_paths(places: Sequence[str]) -> list[pathlib.Path]:
     return list(dict.fromkeys(found))
 
 
-def read(path: pathlib.Path, required: Sequence[str]) -> list[dict[str, str]]:
+def read(
+    path: pathlib.Path, required: Sequence[str], drawn: Sequence[str], finite: bool = True
+) -> list[dict[str, str]]:
     """Returns a CSV's rows as text.
 
+    Args:
+      path: of the file.
+      required: columns that it must have.
+      drawn: columns of numbers; those not required may be absent or empty.
+      finite: whether infinity and NaN are refused in them.
+
     Raises:
-      ValueError: where it is no CSV, lacks a required column, or a line has too few or many cells.
+      ValueError: where it is no CSV, lacks a required column, a line has too few or many cells, or a
+        cell is no number.
     """
     try:
         rows = results.read_rows(path)
@@ -153,7 +170,18 @@ def read(path: pathlib.Path, required: Sequence[str]) -> list[dict[str, str]]:
             )
         if None in row or None in row.values():
             raise ValueError(f"{path}: row {number} has more or fewer cells than the first line")
+        for name in drawn:
+            text = row.get(name, "")
+            if (text or name in required) and not _is_drawable(text, finite):
+                raise ValueError(f"{path}: row {number}: {name} is {text!r}, not a number")
     return rows
+
+
+def _is_drawable(text, finite):
+    try:
+        return math.isfinite(float(text)) or not finite
+    except ValueError:
+        return False
 
 
 def collect(places: Sequence[str], models: Sequence[str] | None) -> dict[str, list[Row]]:
@@ -169,7 +197,7 @@ def collect(places: Sequence[str], models: Sequence[str] | None) -> dict[str, li
     found: dict[str, list[Row]] = {}
     seen: dict[str, None] = {}
     for path in csv_paths(places):
-        for cells in read(path, SOURCES[path.name].required):
+        for cells in read(path, SOURCES[path.name].required, SOURCES[path.name].drawn):
             seen[cells["model"]] = None
             if models is None or any(is_chosen(cells["model"], each) for each in models):
                 found.setdefault(path.name, []).append(Row(path.name, str(path), cells))
@@ -220,7 +248,7 @@ def layers_of(summaries: Sequence[Row]) -> list[tuple[Row, list[dict[str, str]]]
         path = pathlib.Path(row.path).with_name(LAYERS)
         last = results.read_rows(row.path)[-1]
         if path.is_file() and last == row.cells:
-            found.append((row, read(path, LAYERS_REQUIRED)))
+            found.append((row, read(path, LAYERS_REQUIRED, LAYERS_DRAWN, finite=False)))
     return found
 
 

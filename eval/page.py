@@ -7,6 +7,7 @@ one here, so that a name in a row cannot do what a name should not.
 import base64
 import hashlib
 import html
+import math
 from collections.abc import Mapping, Sequence
 
 from eval import charts
@@ -194,9 +195,8 @@ def _cell(key, text, wrap):
 
 
 def is_number(text: str) -> bool:
-    """Returns whether a cell's text is a number."""
+    """Returns whether a cell's text is a finite number."""
     try:
-        float(text)
+        return math.isfinite(float(text)) and "_" not in text
     except ValueError:
         return False
-    return "_" not in text
