@@ -1,8 +1,8 @@
 """The rows that the tools wrote: found in folders, chosen by model, the latest of each measurement."""
 
+import ast
 import csv
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -43,8 +43,9 @@ SOURCES = {
     "phone.csv": Source(
         "On the phone",
         "python -m eval.latency --model=m.tflite --device=adb",
-        ("model", "device"),
-        drawn=("latency_ms", "latency_ms_p10", "latency_ms_p90"),
+        ("model", "device", "latency_ms"),
+        ("model", "phone", "soc", "runtime", "delegate", "cores", "threads", "xnnpack"),
+        drawn=("latency_ms", "latency_ms_lowest", "latency_ms_highest"),
     ),
     "parity.csv": Source(
         "Parity",
@@ -76,18 +77,21 @@ SOURCES = {
         "Arm CPU, emulated",
         "python -m eval.latency --model=m.tflite --device=arm-emulator",
         ("model", "device"),
+        ("model", "emulated_cpu", "dataset", "images"),
         emulated=True,
     ),
     "hexagon_emulator.csv": Source(
         "Hexagon HTP, emulated",
         "python -m eval.latency --model=m.tflite --device=hexagon-emulator",
         ("model", "device"),
+        ("model", "simulated_chip", "dataset", "images"),
         emulated=True,
     ),
     "microcontroller.csv": Source(
         "Microcontrollers and NPUs, run here or estimated",
         "python -m eval.latency --model=m.tflite --device=ethos-u",
         ("model", "device"),
+        ("model", "device", "accelerator", "system_config", "memory_mode", "dataset"),
         emulated=True,
     ),
 }
@@ -253,19 +257,20 @@ def layers_of(summaries: Sequence[Row]) -> list[tuple[Row, list[dict[str, str]]]
 
 
 # The flags of a command by the columns of its row; an empty cell leaves the flag out.
-_ACCURACY = {name: name for name in ("dataset", "split", "preprocess", "runtime", "kernels")}
+_IMAGES = {"dataset": "dataset", "images": "limit"}
 _COMMANDS = {
-    "eval.accuracy": _ACCURACY | {"images": "limit", "crop": "crop", "reference": "reference"},
-    "eval.parity": {"dataset": "dataset", "images": "limit"},
-    "eval.layers": {
-        "reference": "reference",
-        "dataset": "dataset",
-        "split": "split",
-        "images": "limit",
-    },
-    "eval.latency": {
-        name: name for name in ("device", "threads", "beside", "kernels", "runs", "cpu")
-    },
+    "eval.accuracy": _IMAGES
+    | {name: name for name in ("split", "preprocess", "runtime", "kernels", "crop", "reference")},
+    "eval.parity": _IMAGES,
+    "eval.layers": {"reference": "reference", "split": "split"} | _IMAGES,
+}
+LATENCY_FLAGS: dict[str, dict[str, str]] = {  # of eval.latency, by device
+    "host": {name: name for name in ("threads", "beside", "kernels", "runs")},
+    "adb": {name: name for name in ("delegate", "cores", "threads")},
+    "arm-emulator": {"emulated_cpu": "cpu"} | _IMAGES,
+    "hexagon-emulator": _IMAGES,
+    "ethos-u": {"accelerator": "accelerator"},
+    "tflite-micro": _IMAGES,
 }
 
 
@@ -274,23 +279,33 @@ def command(row: Row) -> str:
     cells = row.cells
     if cells.get("command"):
         return cells["command"]
-    flags = _COMMANDS.get(cells.get("tool", ""))
-    if flags is None:
+    tool, device = cells.get("tool", ""), cells.get("device", "")
+    if tool == "eval.latency" and device in LATENCY_FLAGS:
+        flags = {"device": "device"} | LATENCY_FLAGS[device]
+    elif tool in _COMMANDS:
+        flags = _COMMANDS[tool]
+    else:
         return SOURCES[row.source].command
-    words = [f"python -m {cells['tool']}", f"--model={cells.get('ratio_of') or cells['model']}"]
-    for column, flag in flags.items():
-        if column == "cpu" and cells.get("device") != "arm-emulator":
-            continue  # of the host it is what ran, not a flag
-        if cells.get(column):
-            words.append(f"--{flag}={cells[column]}")
+    words = [f"python -m {tool}", f"--model={cells.get('ratio_of') or cells['model']}"]
+    words += [f"--{flag}={cells[column]}" for column, flag in flags.items() if cells.get(column)]
     return " ".join(words)
 
 
 def versions(row: Row) -> str:
     """Returns a row's versions as "name version, ...", "" where it has none."""
-    text = row.cells.get("versions", "")
-    try:
-        found = json.loads(text.replace("'", '"'))
-        return ", ".join(f"{name} {version}" for name, version in found.items())
-    except (ValueError, AttributeError):
+    return flat(row.cells.get("versions", "")).replace(": ", " ")
+
+
+def flat(text: str) -> str:
+    """Returns a cell that holds a dict as "name: value, ...", any other as it is."""
+    if not text.startswith("{"):
         return text
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    pairs = []
+    for name, value in found.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        pairs += [f"{name} {key}: {each}".replace(" :", ":") for key, each in inner.items()]
+    return ", ".join(pairs)

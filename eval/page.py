@@ -163,7 +163,7 @@ def table(
     """
     kept = {key: name for key, name in columns.items() if any(row.get(key) for row in rows)}
     head = "".join(
-        f'<th scope="col"{_side(rows, key)}><button>{html.escape(name)}</button></th>'
+        f'<th scope="col"{_side(rows, key)}><button>{_unbroken(name)}</button></th>'
         for key, name in kept.items()
     )
     body = "".join(
@@ -175,6 +175,10 @@ def table(
         f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _unbroken(heading):
+    return html.escape(heading.replace("-", "\N{NON-BREAKING HYPHEN}"))
 
 
 def _side(rows, key):

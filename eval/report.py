@@ -260,13 +260,14 @@ _LATENCY = {
 }
 
 
-def _bars(content, rows, *names):
+def _bars(content, rows, names, low, high):
+    """Returns bars of latency, labelled by the columns `names`, whiskers from `low` to `high`."""
     entries = [
         (
             _label(row.cells, *names),
             row.cells["latency_ms"],
-            row.cells.get("latency_ms_p10", ""),
-            row.cells.get("latency_ms_p90", ""),
+            row.cells.get(low, ""),
+            row.cells.get(high, ""),
             content.colours[row.cells["model"]],
         )
         for row in rows
@@ -285,7 +286,8 @@ def _latency(content):
             f"{cpu or 'Unknown processor'}, {count}: medians; whiskers from the 10th to the 90th "
             "percentile, cut off at twice the longest median."
         )
-        parts.append(page.figure(_bars(content, same, "kernels"), caption))
+        bars = _bars(content, same, ["kernels"], "latency_ms_p10", "latency_ms_p90")
+        parts.append(page.figure(bars, caption))
     if any(row.cells.get("time_ratio") for row in rows):
         parts.append(
             page.paragraph(
@@ -302,8 +304,15 @@ def _phone(content):
     rows = _of(content, "phone.csv")
     if not rows:
         return []
-    timed = [row for row in rows if page.is_number(row.cells.get("latency_ms", ""))]
-    parts = [page.figure(_bars(content, timed, "threads"), "Medians.")] if timed else []
+    parts = []
+    for (phone, soc), same in _groups(rows, ("phone", "soc")).items():
+        caption = (
+            f"{phone or 'A phone'}, {soc or 'unknown chip'}: the median of the rounds' averages; "
+            "whiskers from the lowest to the highest of them, cut off at twice the longest median."
+        )
+        names = ["delegate", "cores", "threads"]
+        bars = _bars(content, same, names, "latency_ms_lowest", "latency_ms_highest")
+        parts.append(page.figure(bars, caption))
     return [page.section("On the phone", [*parts, _everything(content, rows)])]
 
 
@@ -320,7 +329,7 @@ def _everything(content, rows):
         return _table(content, rows, columns)
     lines = [
         {"what": name.replace("_", " ")}
-        | {str(number): row.cells.get(name, "") for number, row in enumerate(rows)}
+        | {str(number): measured.flat(row.cells.get(name, "")) for number, row in enumerate(rows)}
         for name in filled
     ]
     columns = {"what": ""} | {

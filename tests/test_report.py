@@ -58,7 +58,7 @@ class Page(html.parser.HTMLParser):
         if tag == "script":
             self.scripts.append(content)
         if tag in ("td", "th"):
-            self.table[-1].append(content)
+            self.table[-1].append(content.replace("\N{NON-BREAKING HYPHEN}", "-"))
         for name in ("value", "data-value"):
             if name in attrs and tag != "li":
                 self.numbers.append((attrs[name], content))
@@ -192,7 +192,9 @@ def test_a_name_in_a_row_is_text(copied, name):
         results.write_rows(copied / path, renamed)
     rows = results.read_rows(copied / "layers.csv")
     results.write_rows(copied / "layers.csv", [row | {"layer": name} for row in rows])
-    results.append_row(copied / "phone.csv", {"model": name, "device": name, name: name})
+    results.append_row(
+        copied / "phone.csv", {"model": name, "device": name, "latency_ms": 1, name: name}
+    )
     _, text, found = made(copied)
     assert found.scripts == [page.SCRIPT]
     assert "img" not in found.tags
@@ -209,10 +211,10 @@ def test_emulated_rows_stand_apart_and_are_labelled(copied):
         "emulated_instructions": 777,
     }
     results.append_row(copied / "arm_emulator.csv", emulated)
-    real = common | {"device": "adb", "soc": "Tensor", "latency_ms": 5.25, "emulated": False}
-    results.append_row(copied / "phone.csv", real)
-    fake = common | {"device": "adb", "soc": "qemu", "latency_ms": 99.75, "emulated": True}
-    results.append_row(copied / "phone.csv", fake)
+    common |= {"device": "adb", "delegate": "cpu", "cores": "big", "threads": 1}
+    for soc, latency_ms, is_emulated in (("Tensor", 5.25, False), ("none", 99.75, True)):
+        row = common | {"soc": soc, "latency_ms": latency_ms, "emulated": is_emulated}
+        results.append_row(copied / "phone.csv", row | {"versions": {"a": "1", "b": {"c": "2"}}})
     _, _, found = made(copied)
     apart = next(title for title in found.sections if title.startswith("Without the device"))
     assert "no device latency" in apart
@@ -226,6 +228,8 @@ def test_emulated_rows_stand_apart_and_are_labelled(copied):
     drawn = [value for value, shown in found.numbers if shown.endswith(" ms")]
     assert "5.25" in drawn
     assert "99.75" not in drawn
+    assert "a 1, b c 2" in found.text
+    assert "--device=adb --delegate=cpu --cores=big --threads=1" in found.text
 
 
 def test_what_is_absent_is_left_out_and_named(copied):
@@ -348,6 +352,13 @@ def test_the_commands_measure_the_rows_anew(run, tmp_path):
                     if not name.startswith(("latency", "time_ratio", "threads", "ratio_of")):
                         assert str("" if value is None else value) == row.cells[name], name
     assert seen == set(tools)
+
+
+def test_the_commands_of_devices_have_flags_that_are_there():
+    assert set(latency.DEVICES) <= set(measured.LATENCY_FLAGS)
+    fields = set(latency.Config.__dataclass_fields__)
+    for device in latency.DEVICES:
+        assert set(measured.LATENCY_FLAGS[device].values()) <= fields, device
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 16.5), (0.76, 0.9), (-3, 47), (5, 5), (0, 0)])
