@@ -152,6 +152,11 @@ def run(
     if not inputs or not len(inputs[0]):
         raise ValueError(f"{name}: an input without images; at least 1 is needed")
     outputs, parts = _in_emulator(graph, inputs, form, name)
+    ends = (graph.tensors[output] for output in graph.outputs)
+    outputs = tuple(
+        _flipped(codes) if tensor.dtype == "int8" and form == "qdq" else codes
+        for tensor, codes in zip(ends, outputs, strict=True)
+    )
     return Run(outputs, sum(nodes for _, nodes in parts), len(parts))
 
 
@@ -178,9 +183,12 @@ def _in_emulator(graph, inputs, form, name, profile=""):
     check_installed()
     from lowbit import onnx_file
 
-    content = onnx_file.write(graph, form)
+    content = onnx_file.write(_unsigned(graph), form)
     given = io.BytesIO()
-    arrays = {f"input{number}": array for number, array in enumerate(inputs)}
+    arrays = {
+        f"input{number}": _flipped(array) if array.dtype == np.int8 else array
+        for number, array in enumerate(inputs)
+    }
     np.savez(given, model=np.frombuffer(content, np.uint8), **arrays)
     names = graph.inputs[: len(inputs)]
     arguments = (json.dumps(names), json.dumps(_PROVIDER_OPTIONS), profile)
@@ -192,8 +200,26 @@ def _in_emulator(graph, inputs, form, name, profile=""):
         raise RefusedError(_explained(error, subject)) from error
     with np.load(io.BytesIO(done.stdout)) as made:
         parts = json.loads(str(made["parts"]))
-        outputs = tuple(made[f"arr_{number}"] for number in range(len(made.files) - 1))
-        return outputs, parts
+        return [made[f"arr_{number}"] for number in range(len(made.files) - 1)], parts
+
+
+def _unsigned(graph):
+    """Returns the graph with codes of uint8, 128 higher, at its ends: then no node converts them."""
+    tensors = dict(graph.tensors)
+    for name in (*graph.inputs, *graph.outputs):
+        tensor = tensors[name]
+        if tensor.dtype == "int8":
+            moved = dataclasses.replace(
+                tensor.quantization, zero_point=tensor.quantization.zero_point + 128
+            )
+            tensors[name] = dataclasses.replace(tensor, dtype="uint8", quantization=moved)
+    return dataclasses.replace(graph, tensors=tensors)
+
+
+def _flipped(codes):
+    """Returns codes of int8 as those of uint8 for the same numbers, or back."""
+    other = {"int8": "uint8", "uint8": "int8"}[codes.dtype.name]
+    return (codes.view(np.uint8) ^ np.uint8(128)).view(other)
 
 
 def _explained(error, subject):

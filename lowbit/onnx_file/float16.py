@@ -49,6 +49,12 @@ class Float16(qdq.Qdq):
         bias = np.zeros(self.tensor(node.outputs[0]).shape[-1])
         if len(node.inputs) > 2:
             bias = np.asarray(self.tensor(node.inputs[2]).data) * (source.scale * scale)
+        largest = max(np.abs(real).max(), np.abs(bias).max())
+        if largest > np.finfo(np.float16).max:
+            raise ValueError(
+                f"node {node.name} ({node.op}): weights or biases reach {largest:.4g}, which float16 "
+                "cannot hold"
+            )
         return [
             self.constant(array.astype(np.float16), f"{node.name}_{what}")
             for what, array in (("kernel", real), ("bias", bias))

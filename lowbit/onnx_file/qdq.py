@@ -42,8 +42,9 @@ class Qdq(common.Writer):
         return self._real[codes]
 
     def read_constant(self, tensor, array):
-        codes = self.constant(array, tensor.name)
-        return self.dequantized(codes, tensor, tensor.name, tensor.dtype)
+        # Of the type that the other input has: the compiler for Hexagon mixes two in its own way.
+        moved = array.astype(np.int16) - common.LOWEST[tensor.dtype] + common.LOWEST[self.dtype]
+        return self.dequantized(self.constant(moved.astype(self.dtype)), tensor, tensor.name)
 
     def widened(self, name, shape):
         tensor = self.tensor(name)
@@ -73,8 +74,11 @@ class Qdq(common.Writer):
         limits = np.iinfo(tensor.dtype)
         if (low, high) == (limits.min, limits.max):
             return codes
-        bounds = [np.float32(bound - tensor.zero_point) * tensor.scale for bound in (low, high)]
         real = self.dequantized(codes, tensor, f"{node.name}_unclamped")
+        # The compiler for Hexagon drops a Clip whose upper bound no code reaches, the lower one too.
+        if (low, high) == (tensor.zero_point, limits.max):
+            return self.finished(node, self.add("Relu", [real], f"{node.name}_clamped"))
+        bounds = [np.float32(bound - tensor.zero_point) * tensor.scale for bound in (low, high)]
         clipped = self.add("Clip", [real, *map(self.constant, bounds)], f"{node.name}_clamped")
         return self.finished(node, clipped)
 
