@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -113,7 +113,15 @@ def try_out(content: bytes, name: str, kernels: str = "xnnpack") -> None:
 
 
 def in_child(
-    script: str, arguments: Sequence[str], given: bytes, subject: str, lines: int = 1
+    script: str,
+    arguments: Sequence[str],
+    given: bytes,
+    subject: str,
+    lines: int = 1,
+    *,
+    python: Sequence[str] = (sys.executable,),
+    environment: Mapping[str, str] | None = None,
+    seconds: float = TRIAL_SECONDS,
 ) -> subprocess.CompletedProcess:
     """Runs a Python script in a process of its own, which an interpreter may abort.
 
@@ -123,20 +131,24 @@ def in_child(
       given: its stdin.
       subject: who runs what, for error messages.
       lines: of stderr, the last ones: why it failed.
+      python: the command that starts it, of another machine's emulator for example.
+      environment: its own; None: this process'.
+      seconds: that it may take.
 
     Raises:
-      RefusedError: where the process fails, is killed, or takes more than TRIAL_SECONDS.
+      RefusedError: where the process fails, is killed, or takes longer.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script, *arguments],
+            [*python, "-c", script, *arguments],
             input=given,
+            env=environment,
             capture_output=True,
-            timeout=TRIAL_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise RefusedError(f"{subject} does not end within {TRIAL_SECONDS} s") from error
+        raise RefusedError(f"{subject} does not end within {seconds:g} s") from error
     said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
     said = "; ".join(said[-lines:])
     if done.returncode < 0:

@@ -51,11 +51,12 @@ class ArmRootError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Cpu:
-    """A core as its register MIDR_EL1 and Linux describe it; qemu emulates the same register."""
+    """A core as its register MIDR_EL1 and Linux describe it."""
 
     midr: int
     features: str  # Linux' names, of /proc/cpuinfo
     khz: int
+    emulated_as: str  # what qemu calls the core whose instructions it then has
 
     def cpuinfo(self) -> str:
         """Returns Linux' description of one core, as in /proc/cpuinfo."""
@@ -68,11 +69,12 @@ class Cpu:
 
 
 # Not qemu's "max": with version 7.2 XNNPACK's kernels of SME compute wrongly there, by up to 110
-# codes.  The A53, of 2012, has no dot products of int8; the others have.
+# codes.  The A53, of 2012, has no dot products of int8; the others have.  qemu 7.2 does not know the
+# A55: its description leads to XNNPACK's kernels for it, whose instructions the A76 has all.
 CPUS = {
-    "cortex-a53": Cpu(0x410FD034, _BASE_FEATURES, 1_500_000),
-    "cortex-a55": Cpu(0x412FD050, _DOT_FEATURES, 1_803_000),
-    "cortex-a76": Cpu(0x414FD0B1, f"{_DOT_FEATURES} ssbs", 2_253_000),
+    "cortex-a53": Cpu(0x410FD034, _BASE_FEATURES, 1_500_000, "cortex-a53"),
+    "cortex-a55": Cpu(0x412FD050, _DOT_FEATURES, 1_803_000, "cortex-a76"),
+    "cortex-a76": Cpu(0x414FD0B1, f"{_DOT_FEATURES} ssbs", 2_253_000, "cortex-a76"),
 }
 
 
@@ -118,7 +120,8 @@ class ArmRoot:
         libraries = self.qemu_folder / "usr/lib/x86_64-linux-gnu"
         # Its own loader and libraries: the host's may be older or newer than Debian's.
         command = [self.qemu_folder / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries]
-        command += [self.qemu_folder / "usr/bin/qemu-aarch64", "-cpu", cpu, "-L", self.prefix(cpu)]
+        command += [self.qemu_folder / "usr/bin/qemu-aarch64", "-L", self.prefix(cpu)]
+        command += ["-cpu", CPUS[cpu].emulated_as]
         if counts is not None:
             command += ["-plugin", f"file={self.plugin},out={counts}"]
         return [str(word) for word in command]
@@ -219,7 +222,8 @@ def _system(folder):
 def _first_start(root):
     """Imports LiteRT in the emulator, which keeps Python's bytecode: later starts take 1 s, not 4."""
     command = root.python("cortex-a53", keep_bytecode=True)
-    _check_call([*command, "-c", "from ai_edge_litert import interpreter"], "the emulated Python")
+    command += ["-c", "from ai_edge_litert import interpreter"]
+    _check_call(command, "the emulated Python", {})
     return {}
 
 
@@ -286,9 +290,10 @@ def _cpus(folder):
     return {}
 
 
-def _check_call(command, subject):
+def _check_call(command, subject, environment=None):
     """Runs a program; raises ArmRootError with its last lines where it fails."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    words = list(map(str, command))
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise ArmRootError(

@@ -135,7 +135,7 @@ def arm64_system(root: arm_root.ArmRoot, cpu: str) -> System:
         files={f"/{path.relative_to(prefix)}": path.read_text() for path in of_cpu},
         environment=_environment("/usr/lib/aarch64-linux-gnu/android")
         | {
-            "QEMU_CPU": cpu,
+            "QEMU_CPU": arm_root.CPUS[cpu].emulated_as,
             "PYTHONPATH": "/site",
             "PYTHONHASHSEED": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
