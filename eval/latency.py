@@ -5,6 +5,9 @@
     python -m eval.latency --device=adb --model=int8.tflite --beside=float.tflite --threads=1,4
     python -m eval.latency --device=adb --model=int8.tflite --delegate=hexagon \\
         --delegate_libraries=libhexagon_interface.so,libhexagon_nn_skel_v66.so
+    python -m eval.latency --device=arm-emulator --cpu=cortex-a76 --model=int8.tflite \\
+        --float_model=float.tflite --dataset=images.zip
+    python -m eval.latency --device=hexagon-emulator --model=int8.tflite --dataset=images.zip
     python -m eval.latency --device=tflite-micro --model=int8.tflite
     python -m eval.latency --device=ethos-u --model=int8.tflite
 
@@ -15,11 +18,13 @@ devices host and adb have a latency: the others are emulated or estimated, and s
 
 import dataclasses
 
-from eval import on_host, on_microcontroller, on_phone
+from eval import on_arm_emulator, on_hexagon_emulator, on_host, on_microcontroller, on_phone
 from lowbit import cli, runtimes
-from lowbit.devices import ethos_u
+from lowbit.devices import arm_root, ethos_u
 
-DEVICES = ("host", "adb", *on_microcontroller.DEVICES)
+DEVICES = ("host", "adb", "arm-emulator", "hexagon-emulator", *on_microcontroller.DEVICES)
+# Images to compare codes on: each takes 20 ms to 3 s.
+LIMITS = {"arm-emulator": 20, "hexagon-emulator": 100, "tflite-micro": 10}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +68,35 @@ class Config:
         60.0, "adb: at most so long until a run begins; it waits for the temperature of the start."
     )
     op_profile: bool = cli.field(
-        False, "adb: the operators' times too, in phone_operators.csv; needs benchmark_model."
+        False,
+        "adb: the operators' times too, in phone_operators.csv; needs benchmark_model.  arm-emulator: "
+        "their instructions, in arm_emulator_operators.csv.",
     )
     accelerator: str = cli.field(
         "ethos-u55-128", f"ethos-u: with commas: {', '.join(ethos_u.ACCELERATORS)}."
     )
-    dataset: str | None = cli.field(
-        None, "tflite-micro: images to compare codes on, a name or a path; default random codes."
+    cpu: str = cli.field(
+        "cortex-a76", "arm-emulator: whose instructions it has.", choices=arm_root.CPUS
     )
-    limit: int = cli.field(10, "tflite-micro: how many of them.")
-    preprocess: str | None = cli.field(None, "tflite-micro: default: as saved with the file.")
+    float_model: str | None = cli.field(
+        None, "arm-emulator: the same network in float, for the ratio of instructions."
+    )
+    repeats: int = cli.field(3, "arm-emulator: how often instructions are counted.")
+    dataset: str | None = cli.field(
+        None,
+        "Emulators, tflite-micro: images to compare codes on, a name or a path; tflite-micro's "
+        "default: random codes.",
+    )
+    split: str | None = cli.field(
+        None,
+        "arm-emulator: which of them; default as in eval.accuracy.",
+        choices=("train", "validation", "all"),
+    )
+    limit: int | None = cli.field(
+        None,
+        "How many of them; default: " + ", ".join(f"{name} {n}" for name, n in LIMITS.items()),
+    )
+    preprocess: str | None = cli.field(None, "Of the images; default: as saved with the file.")
     output_dir: str = cli.field(
         "results", "Where latency.csv, phone.csv or the device's own CSV gets its rows."
     )
@@ -108,12 +132,36 @@ def measure(config: Config) -> dict:
             op_profile=config.op_profile,
             output_dir=config.output_dir,
         )
+    if config.dataset is None and config.device.endswith("emulator"):
+        raise ValueError(f"--device={config.device} compares codes: --dataset names the images")
+    limit = config.limit if config.limit is not None else LIMITS.get(config.device, 1)
+    if config.device == "arm-emulator":
+        return on_arm_emulator.measure(
+            model=config.model,
+            dataset=config.dataset,
+            cpu=config.cpu,
+            split=config.split,
+            limit=limit,
+            preprocess=config.preprocess,
+            float_model=config.float_model,
+            repeats=config.repeats,
+            operators=config.op_profile,
+            output_dir=config.output_dir,
+        )
+    if config.device == "hexagon-emulator":
+        return on_hexagon_emulator.measure(
+            config.model,
+            config.dataset,
+            images=limit,
+            preprocess=config.preprocess,
+            output_dir=config.output_dir,
+        )
     return on_microcontroller.measure(
         config.model,
         config.device,
         accelerator=config.accelerator,
         dataset=config.dataset,
-        images=config.limit,
+        images=limit,
         preprocess=config.preprocess,
         output_dir=config.output_dir,
     )
