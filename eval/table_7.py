@@ -10,7 +10,6 @@ counts instructions, which are no time: they stand in columns of their own.
 """
 
 import os
-import pathlib
 import shlex
 import sys
 import time
@@ -81,8 +80,10 @@ def measure(config, network: networks.Network) -> list[dict]:
     """
     log = os.path.join(config.work_dir, "log.txt")
     commands = commands_of(config, network)
-    for command in commands[:-1]:
-        processes.run(command, config.root, log)
+    for quantize, convert in (commands[:2], commands[2:4]):
+        if not os.path.exists(convert[-1].partition("=")[2]):
+            processes.run(quantize, config.root, log)
+            processes.run(convert, config.root, log)
     row, seconds, _ = processes.run(commands[-1], config.root, log)
     common = {
         "network": network.row,
@@ -96,7 +97,7 @@ def measure(config, network: networks.Network) -> list[dict]:
     }
     if config.device == "arm-emulator":
         return [common | {"threads": 1} | _instructions(row)]
-    integer = _file(config, network, "w8a8")
+    integer = row["model"]
     every = row.get("all") or [row]
     return [
         common
@@ -108,36 +109,41 @@ def measure(config, network: networks.Network) -> list[dict]:
 
 
 def commands_of(config, network: networks.Network) -> list[list[str]]:
-    """Returns the commands that make a network's two files, and the one that measures them."""
-    names = ("model", "weights", "alpha", "input_size", "preprocess")
-    model = [
-        f"--{name}={getattr(network, name)}" for name in names if getattr(network, name) is not None
-    ]
-    calibration = networks.located(config.calibration, config.root)
-    images = [f"--dataset={calibration}", f"--calibration_images={config.calibration_images}"]
-    commands = []
+    """Returns the commands that make a network's two files, and the one that measures them.
+
+    A file is named by a digest of all that decides it; one that is there is not made again.
+    """
+    commands, made = [], {}
     for scheme in ("float32", "w8a8"):
-        file = _file(config, network, scheme)
-        quantized = str(pathlib.Path(file).with_suffix(".keras"))
+        quantize = _quantize(config, network, scheme)
+        stem = processes.folder(config.work_dir, f"{network.row}_{scheme}", quantize)
+        made[scheme] = f"{stem}.tflite"
         commands += [
-            ["ptq.quantize", *model, f"--scheme={scheme}", *images, f"--output={quantized}"],
-            ["export.tflite", f"--model={quantized}", f"--output={file}"],
+            [*quantize, f"--output={stem}.keras"],
+            ["export.tflite", f"--model={stem}.keras", f"--output={stem}.tflite"],
         ]
     flags = shlex.split(config.device_flags or "")
-    latency = ["eval.latency", f"--device={config.device}"]
-    latency.append(f"--model={_file(config, network, 'w8a8')}")
-    other = _file(config, network, "float32")
+    latency = ["eval.latency", f"--device={config.device}", f"--model={made['w8a8']}"]
     if config.device == "arm-emulator":
         dataset = networks.located(config.dataset, config.root)
-        latency += [f"--float_model={other}", f"--dataset={dataset}"]
+        latency += [f"--float_model={made['float32']}", f"--dataset={dataset}"]
         latency.append(f"--limit={config.limit or 1}")
     elif not any(flag.startswith("--delegate=") for flag in flags):
-        latency.append(f"--beside={other}")
+        latency.append(f"--beside={made['float32']}")
     return [*commands, [*latency, *flags, f"--output_dir={config.work_dir}"]]
 
 
-def _file(config, network, scheme):
-    return f"{config.work_dir}/{network.row}.{scheme}.tflite"
+def _quantize(config, network, scheme):
+    names = ("model", "weights", "alpha", "input_size", "preprocess")
+    values = ((name, getattr(network, name)) for name in names)
+    calibration = networks.located(config.calibration, config.root)
+    return [
+        "ptq.quantize",
+        *(f"--{name}={value}" for name, value in values if value is not None),
+        f"--scheme={scheme}",
+        f"--dataset={calibration}",
+        f"--calibration_images={config.calibration_images}",
+    ]
 
 
 def _latencies(every, integer, one):
@@ -179,7 +185,8 @@ def overview(rows: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], l
     for row in rows:
         figures = [paper.figure(row.get("paper") or None, name) for name in paper.columns]
         device = row["device"] if row["device"] != "arm-emulator" else "emulated"
-        where = (row.get(name) for name in ("phone", "soc", "emulated_cpu", "delegate", "cores"))
+        names = ("cpu", "phone", "soc", "emulated_cpu", "delegate", "cores")
+        where = (row.get(name) for name in names)
         lines.append(
             {
                 "network": row["network"],
