@@ -15,7 +15,8 @@ import pathlib
 import re
 import tempfile
 
-from lowbit import lint, runtimes, tflite_file, tflite_view
+from lowbit import lint, runtimes
+from lowbit.devices import remaining
 
 VERSION = "5.2.0"  # its estimates change from version to version
 # accelerator: (system configuration, memory mode) of Vela's own vela.ini, the ones that Vela takes
@@ -28,7 +29,7 @@ ACCELERATORS = {
 }
 _COMPILE = "import sys; from ethosu.vela import vela; sys.exit(vela.main(sys.argv[1:]))"
 _REASON = re.compile(r"operator: \S+, ofm: '(.*)'\nReason: (.*)")
-_NPU = b"ethos-u"  # the custom operator that stands for all that runs there
+_NPU = "ethos-u"  # the custom operator that stands for all that runs there
 
 
 class NothingOnNpuError(ValueError):
@@ -106,9 +107,9 @@ def estimate(content: bytes, accelerator: str, name: str = "model") -> Estimate:
         (summary,) = pathlib.Path(folder).glob("model_summary_*.csv")
         with open(summary, newline="") as file:
             (row,) = csv.DictReader(file)
-    operators = _operators(content, name)
+    operators = remaining.operators(content, _NPU, name)
     reasons = dict(_REASON.findall(done.stdout.decode("utf-8", "replace")))
-    on_cpu = {output for output, _ in _operators(compiled, name)}
+    on_cpu = {output for output, _ in remaining.operators(compiled, _NPU, name)}
     left = tuple(
         f"{label}: {reasons.get(output, 'no reason given')}"
         for output, label in operators
@@ -137,17 +138,3 @@ def estimate(content: bytes, accelerator: str, name: str = "model") -> Estimate:
 
 def _bytes(row, memory):
     return round(1024 * float(row[f"{memory}_memory_used"]))
-
-
-def _operators(content, name):
-    """Returns (name of its first output, label) of each of a file's operators, but those of the NPU."""
-    model = tflite_file.parse(content, name)
-    found = []
-    graphs, _ = tflite_view.describe(model, content)
-    for subgraph, graph in zip(model.subgraphs, graphs, strict=True):
-        for operator, operation in zip(subgraph.operators, graph.operations, strict=True):
-            if model.operatorCodes[operator.opcodeIndex].customCode != _NPU:
-                made = tflite_file.sequence(operator.outputs)
-                output = tflite_file.line(subgraph.tensors[made[0]].name) if made else ""
-                found.append((output, operation.label))
-    return found
