@@ -142,7 +142,7 @@ def run(
     Args:
       graph: batch size 1, int8; what `onnx_file.write` takes.
       inputs: of the graph's inputs in order, (images, ...) each: codes, or float16 for that form.
-      form: "qdq" or "float16", of `onnx_file`.
+      form: "qdq" or "float16", of `onnx_file`; what "exact" holds is refused.
       name: for error messages.
 
     Raises:
@@ -224,11 +224,15 @@ def _flipped(codes):
 
 def _explained(error, subject):
     """Returns a message that names the operators, where the libraries have named them."""
+    text = str(error)
+    if _FALL_BACK not in text:
+        return text
     # An attempt that succeeds after ONNX Runtime has moved transposes names nodes, too.
-    lines = _REFUSED.findall(str(error)) if _FALL_BACK in str(error) else []
-    nodes = dict.fromkeys(_NODE.findall(lines[-1])) if lines else {}
-    if not nodes:
-        return str(error)
-    shown = [f"{op} {name}" for name, op in nodes]
-    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return f"{subject} does not take {', '.join(shown[:5])}{more}: nothing may run on the CPU"
+    lines = _REFUSED.findall(text)
+    nodes = list(dict.fromkeys(_NODE.findall(lines[-1]))) if lines else []
+    shown = ", ".join(f"{op} {name}" for name, op in nodes[:5])
+    more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
+    return (
+        f"{subject} does not take {shown or 'an operator that it does not name'}{more}: nothing may "
+        "run on the CPU"
+    )
