@@ -1,7 +1,6 @@
 """The emulated phone: its codes are this host's, its counts are exact and repeat, its refusals."""
 
 import concurrent.futures
-import dataclasses
 import json
 import os
 import pathlib
@@ -63,16 +62,27 @@ def relu(shape=(1, 8, 8, 3)):
 # --- codes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # 15 s, and once 100 MB of packages
-@pytest.mark.parametrize("cpu", arm_root.CPUS)
-def test_codes_are_the_hosts_whatever_the_kernels(root, cpu):
-    """A network of every sixth case; of all 109 SOFTMAX alone differs (below)."""
+@pytest.fixture(scope="module")
+def networks():
+    """Returns (case, file, its inputs, the host's outputs) of every sixth case.
+
+    Of all 109 SOFTMAX alone differs (below).
+    """
+    made = []
     cases = [case for case in list(conformance.known_cases())[::6] if "softmax" not in case]
-    made = [lowered(case, seed) for seed, case in enumerate(cases)]
-    contents = [tflite_file.write(graph) for graph, _ in made]
-    runs = arm_emulator.run_all(contents, [[codes] for _, codes in made], cpu, "m", 2, root)
-    for case, content, (_, codes), run in zip(cases, contents, made, runs, strict=True):
-        host = on_host(content, codes)
+    for seed, case in enumerate(cases):
+        graph, codes = lowered(case, seed)
+        content = tflite_file.write(graph)
+        made.append((case, content, codes, on_host(content, codes)))
+    return made
+
+
+@pytest.mark.slow  # 20 s, and once 100 MB of packages
+@pytest.mark.parametrize("cpu", arm_root.CPUS)
+def test_codes_are_the_hosts_whatever_the_kernels(root, networks, cpu):
+    contents, inputs = [each[1] for each in networks], [[each[2]] for each in networks]
+    runs = arm_emulator.run_all(contents, inputs, cpu, "m", 2, root)
+    for (case, _, _, host), run in zip(networks, runs, strict=True):
         assert np.unique(host).size > 4, case
         np.testing.assert_array_equal(run.outputs[0], host, err_msg=case)
         assert run.counts[0] == run.counts[1] and len(run.counts) == 2
@@ -270,11 +280,10 @@ def test_what_the_emulated_interpreter_refuses_is_told(root):
     with pytest.raises(runtimes.RefusedError, match="m: LiteRT on an emulated cortex-a53 refuses"):
         arm_emulator.run(relu(), [np.zeros((1, 4, 4, 3), np.int8)], "cortex-a53", "m", 0, root)
     with pytest.raises(runtimes.RefusedError, match="m: LiteRT on an emulated .*does not end"):
-        slow = dataclasses.replace(root)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runtimes, "TRIAL_SECONDS", 0.01)
             patch.setattr(arm_emulator, "_SECONDS_AN_IMAGE", 0)
-            arm_emulator.run(relu(), [np.zeros((1, 8, 8, 3), np.int8)], "cortex-a53", "m", 0, slow)
+            arm_emulator.run(relu(), [np.zeros((1, 8, 8, 3), np.int8)], "cortex-a53", "m", 0, root)
 
 
 def test_arguments_and_damaged_files_are_refused_before_anything_is_set_up(monkeypatch, tmp_path):

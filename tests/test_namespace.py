@@ -8,9 +8,11 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 
-from lowbit.devices import arm_root, cache, debian, namespace
+from lowbit import integer_graph, tflite_file
+from lowbit.devices import arm_emulator, arm_root, cache, debian, namespace
 
 pytestmark = pytest.mark.slow  # fetches 15 MB of packages, of the arm64 phone 100 MB, once
 
@@ -42,6 +44,38 @@ def say(device, adb, *arguments):
     """Returns what the client prints."""
     done = device.run([*adb, *arguments], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
+
+
+def test_the_emulated_phone_counts_the_same_through_adb(adb, tmp_path):
+    root = arm_root.set_up()
+    shape = (1, 8, 8, 16)
+    quantization = integer_graph.Quantization(np.full(1, 0.1, np.float32), np.zeros(1, np.int64))
+    tensors = {name: integer_graph.Tensor(name, shape, "int8", quantization) for name in "xyz"}
+    node = integer_graph.Node("ADD", "add", ("x", "y"), ("z",), {"activation": None})
+    content = tflite_file.write(integer_graph.IntegerGraph(tensors, (node,), ("x", "y"), ("z",)))
+    inputs = list(np.random.default_rng(0).integers(-128, 128, (2, 3, 8, 8, 16)).astype(np.int8))
+    direct = arm_emulator.run(content, inputs, "cortex-a76", repeats=3, root=root)
+    (tmp_path / "run.py").write_text(arm_emulator.SCRIPT)
+    (tmp_path / "given").write_bytes(arm_emulator.pack([content], [inputs], "m"))
+    with namespace.phone(namespace.arm64_system(root, "cortex-a76")) as device:
+        say(device, adb, "connect", device.address)
+        for name in ("run.py", "given"):
+            say(device, adb, "push", str(tmp_path / name), "/data/local/tmp/")
+        say(
+            device,
+            adb,
+            "shell",
+            "cd /data/local/tmp; QEMU_PLUGIN=file=/plugin/icount.so,out=counts "
+            "python3.11 run.py 3 1 < given > made",
+        )
+        for name in ("made", "counts"):
+            say(device, adb, "pull", f"/data/local/tmp/{name}", str(tmp_path))
+    made, counts = (tmp_path / "made").read_bytes(), (tmp_path / "counts").read_text()
+    (through,) = arm_emulator.unpack(made, counts, [1], 3)
+    np.testing.assert_array_equal(through.outputs[0], direct.outputs[0])
+    assert len({str(each) for each in through.counts}) == 1
+    # Where memory lies decides a few instructions: of Python's call, or of copies' ends.
+    assert abs(through.counts[0]["all"] - direct.counts[0]["all"]) < 300
 
 
 @pytest.mark.parametrize("kind, machine", [("amd64", "x86_64"), ("cortex-a53", "aarch64")])

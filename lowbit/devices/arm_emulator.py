@@ -19,11 +19,12 @@ from lowbit.devices import arm_root
 CLASSES = ("all", "simd_fp", "int8_dot", "int_multiply_add", "fp_fma", "memory", "branch")
 # Emulated, float32: MobileNet-v1 of 224 pixels takes 3 s an image on a core of this host.
 _SECONDS_AN_IMAGE = 60
-# Reads files and inputs as .npz from stdin; writes all outputs to stdout as .npz.  Each file runs over
-# its images, then in between two marks (icount.c) as often as asked; the first time is not counted:
-# the dynamic linker still looks names up then.  No Python code runs in between, for its interpreter
-# specializes itself on the way: with a loop in Python repeats differed by up to 2,000 instructions.
-_RUN = """
+# Takes two numbers: how often to count, and of how many files.  Reads the files and their inputs as
+# .npz from stdin, writes all outputs to stdout as .npz.  Each file runs over its images, then in
+# between two marks (icount.c) as often as asked; the first time is not counted: the dynamic linker
+# still looks names up then.  No Python code runs in between, for its interpreter specializes itself
+# on the way: with a loop in Python repeats differed by up to 2,000 instructions.
+SCRIPT = """
 import sys
 import collections
 import ctypes
@@ -71,7 +72,7 @@ class Run:
     """What an emulated core computed, and the instructions that it took."""
 
     outputs: tuple[np.ndarray, ...]  # of the file's outputs in order, (images, ...) each
-    # Of one image, each repeat's, by CLASSES; the call from Python adds about 7,000 to "all".
+    # Of one image, each repeat's, by CLASSES; the call from Python adds about 2,000 to "all".
     counts: tuple[dict[str, int], ...]
 
 
@@ -115,36 +116,57 @@ def run_all(
     arm_root.check_cpu(cpu)
     if repeats < 0:
         raise ValueError(f"{name}: {repeats} repeats; at least 0 are needed")
-    given: dict[str, np.ndarray] = {}
-    images = 0
-    for number, (content, arrays) in enumerate(zip(contents, inputs, strict=True)):
-        lint.verify(content, name)
-        if not arrays or not len(arrays[0]):
-            raise ValueError(f"{name}: an input without images; at least 1 is needed")
-        images += len(arrays[0]) + repeats
-        given[f"content{number}"] = np.frombuffer(content, np.uint8)
-        given |= {f"input{number}_{index}": array for index, array in enumerate(arrays)}
-    packed = io.BytesIO()
-    np.savez(packed, **given)
+    given = pack(contents, inputs, name)
+    images = sum(len(arrays[0]) + repeats for arrays in inputs)
     root = root or arm_root.set_up()
     with tempfile.TemporaryDirectory() as folder:
         told = pathlib.Path(folder) / "counts.txt" if repeats else None
         done = runtimes.in_child(
-            _RUN,
+            SCRIPT,
             (str(repeats), str(len(contents))),
-            packed.getvalue(),
+            given,
             f"{name}: LiteRT on an emulated {cpu}",
             python=root.python(cpu, told),
             environment={},
             seconds=runtimes.TRIAL_SECONDS + _SECONDS_AN_IMAGE * images,
         )
-        counts = _counts(told.read_text() if told else "", repeats, len(contents))
-    with np.load(io.BytesIO(done.stdout)) as made:
-        outputs = [
-            tuple(made[f"output{number}_{index}"] for index in range(_output_count(content, name)))
-            for number, content in enumerate(contents)
+        counts = told.read_text() if told else ""
+    return unpack(done.stdout, counts, [_output_count(each, name) for each in contents], repeats)
+
+
+def pack(contents: Sequence[bytes], inputs: Sequence[Sequence[np.ndarray]], name: str) -> bytes:
+    """Returns what SCRIPT reads from stdin: files, each verified, and the inputs of each.
+
+    Raises as `run` does for a damaged file, and where there is no image.
+    """
+    given: dict[str, np.ndarray] = {}
+    for number, (content, arrays) in enumerate(zip(contents, inputs, strict=True)):
+        lint.verify(content, name)
+        if not arrays or not len(arrays[0]):
+            raise ValueError(f"{name}: an input without images; at least 1 is needed")
+        given[f"content{number}"] = np.frombuffer(content, np.uint8)
+        given |= {f"input{number}_{index}": array for index, array in enumerate(arrays)}
+    packed = io.BytesIO()
+    np.savez(packed, **given)
+    return packed.getvalue()
+
+
+def unpack(stdout: bytes, counts: str, outputs: Sequence[int], repeats: int) -> list[Run]:
+    """Returns what SCRIPT wrote.
+
+    Args:
+      stdout: its own.
+      counts: the plugin's file; empty where nothing was counted.
+      outputs: how many each file has.
+      repeats: SCRIPT's first argument.
+    """
+    counted = _counts(counts, repeats, len(outputs))
+    with np.load(io.BytesIO(stdout)) as made:
+        arrays = [
+            tuple(made[f"output{number}_{index}"] for index in range(size))
+            for number, size in enumerate(outputs)
         ]
-    return [Run(*pair) for pair in zip(outputs, counts, strict=True)]
+    return [Run(*pair) for pair in zip(arrays, counted, strict=True)]
 
 
 def _output_count(content, name):
