@@ -51,7 +51,7 @@ SOURCES = {
         "Parity",
         "python -m eval.parity --model=ptq.keras --dataset=images.zip",
         ("model", "images", "simulator_xnnpack_differing"),
-        ("model", "dataset", "images"),
+        ("model", "dataset", "split", "images"),
     ),
     "layers_summary.csv": Source(
         "Layer by layer",
@@ -261,7 +261,7 @@ _IMAGES = {"dataset": "dataset", "images": "limit"}
 _COMMANDS = {
     "eval.accuracy": _IMAGES
     | {name: name for name in ("split", "preprocess", "runtime", "kernels", "crop", "reference")},
-    "eval.parity": _IMAGES,
+    "eval.parity": _IMAGES | {"split": "split", "preprocess": "preprocess"},
     "eval.layers": {"reference": "reference", "split": "split"} | _IMAGES,
 }
 LATENCY_FLAGS: dict[str, dict[str, str]] = {  # of eval.latency, by device

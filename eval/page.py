@@ -26,7 +26,9 @@ h1 { font-size: 24px; margin: 8px 0; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 32px 0 8px; padding-top: 8px; border-top: 2px solid var(--line); }
 h3 { font-size: 15px; margin: 16px 0 4px; overflow-wrap: anywhere; }
 p, li { overflow-wrap: anywhere; }
-p.soft, figcaption, .axis-label { color: var(--soft); font-size: 13px; }
+ul { padding-left: 24px; }
+li { margin: 3px 0; }
+.soft, figcaption, .axis-label { color: var(--soft); font-size: 13px; }
 .axis-label.right { text-align: right; }
 a { color: inherit; }
 code { font: 13px/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
@@ -131,6 +133,11 @@ def heading(text: str) -> str:
 def paragraph(text: str, soft: bool = False) -> str:
     """Returns a paragraph of text."""
     return f"<p{' class=soft' if soft else ''}>{html.escape(text)}</p>"
+
+
+def soft(text: str) -> str:
+    """Returns words in the colour of captions."""
+    return f'<span class="soft">{html.escape(text)}</span>'
 
 
 def listing(items: Sequence[str]) -> str:

@@ -139,6 +139,8 @@ def compare(config: Config) -> dict:
         "tool": "eval.parity",
         "model": config.model,
         "dataset": config.dataset,
+        "split": config.split,
+        "preprocess": text,
         "images": total,
         "distinct_codes": len(codes_seen),
         "simulator_xnnpack_differing": differing["xnnpack"],

@@ -563,7 +563,7 @@ def _how(content):
         if versions:
             letter = letters.setdefault(versions, chr(ord("A") + len(letters) % 26))
             origin += f", versions {letter}"
-        lines.append(f"{numbers}: {page.command(command)}{badge}<br>{html.escape(origin)}")
+        lines.append(f"{numbers}: {page.command(command)}{badge} {page.soft(origin)}")
     text = (
         "The numbers are those of column # in the tables; the commands are put together from the "
         "rows' own columns."
