@@ -6,7 +6,7 @@ import pathlib
 RESULTS = pathlib.Path("results")
 # Written by eval.whitepaper and eval.dsq.
 PAGES = (
-    *(f"whitepaper_table_{table}.md" for table in range(1, 7)),
+    *(f"whitepaper_table_{table}.md" for table in range(1, 8)),
     *(f"dsq_table_{table}.md" for table in range(2, 8)),
     "practice.md",
 )
@@ -58,6 +58,19 @@ SECTIONS = (
         (
             *("model", "file", "size_bytes", "size_ratio", "top1", "minus_float", "paired_error"),
             *("mean_kl", "median_ms", "time_ratio", "faults"),
+        ),
+    ),
+    (
+        "Latency on the host",
+        "`LOWBIT_DATA=folder python scripts/host_latency.py`: our files beside the peers' of the same "
+        "networks, in turn in one run. `time_ratio` is the median over rounds of a file's time by that "
+        "of `ratio_of` in the same round, with its 95 % interval: above 1 the file is slower. The "
+        "`_copy` files are ours again, byte for byte: their distance from 1 is what the measurement "
+        "can tell apart.",
+        "latency.csv",
+        (
+            *("model", "threads", "latency_ms", "latency_ms_p10", "latency_ms_p90"),
+            *("time_ratio", "time_ratio_low", "time_ratio_high", "ratio_of", "size_bytes"),
         ),
     ),
     (
