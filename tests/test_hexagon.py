@@ -178,7 +178,9 @@ def test_an_input_without_images_is_an_error(graph):
 def test_versions_are_checked_before_anything_runs(graph, monkeypatch):
     monkeypatch.setattr(onnx_file, "write", None)
     monkeypatch.setitem(hexagon.VERSIONS, "onnxruntime-qnn", "3.0.0")
-    message = r"onnxruntime-qnn is 2.7.0, but .* are those of 3.0.0: pip install 'lowbit\[hexagon\]'"
+    message = (
+        r"onnxruntime-qnn is 2.7.0, but .* are those of 3.0.0: pip install 'lowbit\[hexagon\]'"
+    )
     with pytest.raises(ValueError, match=message):
         hexagon.simulated_cycles(graph)
 
@@ -254,6 +256,8 @@ def test_a_file_of_floats_is_told(tmp_path):
     placed = placement.place(network(), spec.scheme("float32"))
     path = tmp_path / "float.tflite"
     path.write_bytes(tflite_file.write(lowering.lower(placed), {"preprocess": "tf"}))
-    with pytest.raises(ValueError, match="float.tflite: .* is float32; devices are compared by cod"):
+    with pytest.raises(
+        ValueError, match="float.tflite: .* is float32; devices are compared by cod"
+    ):
         on_hexagon_emulator.measure(str(path), "digits", output_dir=str(tmp_path))
     assert not (tmp_path / "hexagon_emulator.csv").exists()

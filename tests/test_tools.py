@@ -117,6 +117,39 @@ def test_parity_counts_no_differing_code(folder):
     assert "AVERAGE_POOL_2D" in row["outside_xnnpack"]
 
 
+@pytest.mark.parametrize("scheme, activation", [("w8a8", "elu"), ("w8a16", "relu")])
+def test_parity_without_the_reference_kernels_and_with_16_bits(tmp_path, scheme, activation):
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, name="conv")(image)
+    x = keras.layers.Activation(activation, name="act")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(keras.layers.Conv2D(20, 3, name="last")(x))
+    manifest.save_model(keras.Model(image, x), tmp_path / "float.keras", {})
+    model = str(tmp_path / "ptq.keras")
+    quantize.quantize(
+        quantize.Config(
+            model=str(tmp_path / "float.keras"),
+            dataset="digits",
+            preprocess="tf",
+            scheme=scheme,
+            output=model,
+        )
+    )
+    file = str(tmp_path / "m.tflite")
+    tflite.export(tflite.Config(model=model, output=file))
+    for path in (model, file):
+        row = parity.compare(
+            parity.Config(model=path, dataset="digits", limit=4, output_dir=str(tmp_path))
+        )
+        assert row["simulator_xnnpack_differing"] == 0 and row["distinct_codes"] >= 16
+        if activation == "elu":
+            assert "ELU" in row["reference_refused"]
+            assert row["simulator_reference_differing"] is None
+            assert row["xnnpack_reference_top1_agreement"] is None
+        else:
+            assert row["reference_refused"] is None
+            assert row["simulator_reference_differing"] == 0
+
+
 @pytest.mark.parametrize("io", ["uint8", "float32"])
 def test_other_inputs_and_outputs_are_as_accurate(folder, io):
     path = str(folder / f"{io}.tflite")
