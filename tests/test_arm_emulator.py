@@ -272,6 +272,20 @@ def test_the_plugin_says_what_it_needs(root, tmp_path):
     assert done.returncode and b"none/counts: No such file" in done.stderr
 
 
+def test_the_page_says_what_the_rows_say():
+    folder = pathlib.Path(__file__).parents[1]
+    page = (folder / "docs/emulated_arm.md").read_text()
+    rows = results.read_rows(folder / "results/arm_emulator.csv")
+    assert len(rows) >= 9
+    for row in rows:
+        assert row["emulated_counts_differ_by"] == row["float_emulated_counts_differ_by"] == "0"
+        millions = (int(row[f"{kind}emulated_instructions_all"]) / 1e6 for kind in ("", "float_"))
+        cells = [row["model"].partition(".")[0], row["emulated_cpu"], row["differing_from_host"]]
+        cells += [f"{count:.2f}" for count in millions]
+        cells.append(f"{float(row['emulated_instruction_ratio']):.2f}")
+        assert f"| {' | '.join(cells)} | 3, equal |" in page
+
+
 # --- files of anyone, and hosts of anyone -------------------------------------------------------
 
 

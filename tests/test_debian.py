@@ -20,24 +20,22 @@ def host_state():
 
 
 @pytest.fixture(scope="module")
-def mirror():
-    """Skips, by name, where packages of Debian cannot be had at all; a failure in CI."""
+def unpacked(tmp_path_factory):
+    """Returns the folder of PACKAGE and its versions.
+
+    Skips, by name, where packages of Debian cannot be had at all; in CI that is a failure.
+    """
+    folder = tmp_path_factory.mktemp("debian") / "root"
     try:
-        debian.host_mirror()
+        return folder, debian.unpack([PACKAGE], folder)
     except debian.DebianError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"NO DEBIAN PACKAGES HERE: {error}")
 
 
-@pytest.fixture(scope="module")
-def unpacked(mirror, tmp_path_factory):
-    """Returns the folder of PACKAGE and its versions."""
-    folder = tmp_path_factory.mktemp("debian") / "root"
-    return folder, debian.unpack([PACKAGE], folder)
-
-
-def test_a_package_runs_on_its_own_libraries_and_the_host_is_as_it_was(mirror, unpacked, tmp_path):
+@pytest.mark.slow
+def test_a_package_runs_on_its_own_libraries_and_the_host_is_as_it_was(unpacked, tmp_path):
     folder, versions = unpacked
     assert {PACKAGE, "libc6"} <= set(versions)
     before = host_state()
@@ -56,6 +54,7 @@ def test_a_package_runs_on_its_own_libraries_and_the_host_is_as_it_was(mirror, u
     assert not (folder / "apt").exists()
 
 
+@pytest.mark.slow
 def test_it_is_unpacked_once_and_anew_where_the_stamp_is_of_other_packages(unpacked, monkeypatch):
     folder, versions = unpacked
     monkeypatch.setattr(debian, "_apt", None)  # a second time would need it
@@ -66,6 +65,7 @@ def test_it_is_unpacked_once_and_anew_where_the_stamp_is_of_other_packages(unpac
     assert not (folder.with_name(".root.building")).exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_call_left_is_not_taken_for_finished(unpacked, tmp_path):
     folder, versions = unpacked
     left = tmp_path / ".root.building"
@@ -83,7 +83,8 @@ def test_what_is_not_ours_is_not_replaced(tmp_path):
     assert (tmp_path / "file").exists()
 
 
-def test_an_unknown_package_and_an_unknown_version_are_named(mirror, tmp_path):
+@pytest.mark.slow
+def test_an_unknown_package_and_an_unknown_version_are_named(unpacked, tmp_path):
     with pytest.raises(debian.DebianError, match="Unable to locate package lowbit-unheard-of"):
         debian.unpack(["lowbit-unheard-of"], tmp_path / "root")
     with pytest.raises(debian.DebianError, match="Version '0.1' for 'hello' was not found"):
@@ -91,7 +92,8 @@ def test_an_unknown_package_and_an_unknown_version_are_named(mirror, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".root.lock"]
 
 
-def test_without_a_network_the_mirror_is_named(mirror, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_without_a_network_the_mirror_is_named(unpacked, tmp_path, monkeypatch):
     found = debian.host_mirror()
     nowhere = debian.Mirror("http://127.0.0.1:9/debian", found.signed_by)
     monkeypatch.setattr(debian, "host_mirror", lambda: nowhere)
@@ -99,7 +101,8 @@ def test_without_a_network_the_mirror_is_named(mirror, tmp_path, monkeypatch):
         debian.unpack([PACKAGE], tmp_path / "root")
 
 
-def test_another_distribution_and_a_host_without_apt_are_named(mirror, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_another_distribution_and_a_host_without_apt_are_named(unpacked, tmp_path, monkeypatch):
     sources = tmp_path / "sources.list"
     sources.write_text("deb http://archive.example/ubuntu noble main\n")
     configuration = tmp_path / "apt.conf"
