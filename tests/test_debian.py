@@ -94,9 +94,7 @@ def test_an_unknown_package_and_an_unknown_version_are_named(unpacked, tmp_path)
 
 @pytest.mark.slow
 def test_without_a_network_the_mirror_is_named(unpacked, tmp_path, monkeypatch):
-    found = debian.host_mirror()
-    nowhere = debian.Mirror("http://127.0.0.1:9/debian", found.signed_by)
-    monkeypatch.setattr(debian, "host_mirror", lambda: nowhere)
+    monkeypatch.setattr(debian, "host_mirror", lambda: "http://127.0.0.1:9/debian")
     with pytest.raises(debian.DebianError, match="the list of packages: apt fails: .*127.0.0.1"):
         debian.unpack([PACKAGE], tmp_path / "root")
 
@@ -109,9 +107,14 @@ def test_another_distribution_and_a_host_without_apt_are_named(unpacked, tmp_pat
     configuration.write_text(
         f'Dir::Etc::sourcelist "{sources}";\nDir::Etc::sourceparts "{tmp_path}/none";\n'
     )
+    found = debian.host_mirror()
     monkeypatch.setenv("APT_CONFIG", str(configuration))
     with pytest.raises(debian.DebianError, match=r"no mirror of Debian .*archive.example/ubuntu"):
         debian.unpack([PACKAGE], tmp_path / "root")
+    # The lists of packages were never fetched, or were deleted, as in a container's image.
+    (tmp_path / "lists").mkdir()
+    configuration.write_text(f'Dir::State::lists "{tmp_path}/lists";\n')
+    assert debian.host_mirror() == found
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(debian.DebianError, match="the program apt-get is missing"):
         debian.unpack([PACKAGE], tmp_path / "root")

@@ -6,7 +6,6 @@ Signatures are checked by the host's Debian keys.  The mirror, and how it is rea
 that the host's apt is set up for.
 """
 
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -19,19 +18,17 @@ RELEASE = "bookworm"
 ARCHITECTURES = ("amd64", "arm64")
 # Of a Debian system these are links into /usr, which no package of this release contains.
 _MERGED = {"amd64": ("bin", "sbin", "lib", "lib64"), "arm64": ("bin", "sbin", "lib")}
+# Of the package debian-archive-keyring, which every Debian has; the second since trixie.
+_KEYRINGS = (
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+)
+_PACKAGES = "Created-By: Packages"  # apt's filter: lists of packages, not of translations
 _DOWNLOAD_SECONDS = 1800
 
 
 class DebianError(OSError):
     """Packages cannot be had: apt, a mirror of Debian, the network or a package is missing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Mirror:
-    """Where the host's apt fetches Debian from."""
-
-    uri: str
-    signed_by: str  # a keyring's path; empty: the keys that apt trusts for every mirror
 
 
 def unpack(
@@ -77,8 +74,8 @@ def unpack(
     return cache.build_once(folder, request, make)
 
 
-def host_mirror() -> Mirror:
-    """Returns the mirror of Debian in the host's apt sources.
+def host_mirror() -> str:
+    """Returns the address of the mirror of Debian in the host's apt sources.
 
     Raises DebianError where there is no apt, or none of its sources is Debian's.
     """
@@ -87,37 +84,30 @@ def host_mirror() -> Mirror:
             raise DebianError(
                 f"the program {tool} is missing: Debian's packages need a host with apt (Debian)"
             )
-    fields = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(SIGNED_BY)"
-    # Without release information sources are listed that were never downloaded; they have no origin.
+    listed: list[list[str]] = []
+    # Without release information sources are listed that were never downloaded, with no label.
     for options in ((), ("--no-release-info",)):
-        listed = _run(
-            ["apt-get", "indextargets", *options, "--format", fields, "Created-By: Packages"]
+        text = _run(
+            ["apt-get", "indextargets", *options, "--format", "$(REPO_URI)|$(LABEL)", _PACKAGES]
         )
-        sources = [
-            [field if "$(" not in field else "" for field in line.split("|")]
-            for line in listed.splitlines()
-        ]
-        debian = [
-            source
-            for source in sources
-            if source[2] == "Debian" or (options and source[0].rstrip("/").endswith("/debian"))
-        ]
-        # A host of another release of Debian has the same mirror.
-        if debian:
-            uri, _, _, signed_by = debian[0]
-            return Mirror(uri, signed_by)
-    found = ", ".join(sorted({source[0] for source in sources})) or "none"
+        listed = [line.split("|") for line in text.splitlines()]
+        for uri, label in listed:
+            # Security updates have another label.  Another release of Debian has the same mirror.
+            if label == "Debian" or (options and uri.rstrip("/").endswith("/debian")):
+                return uri
+    found = ", ".join(sorted({uri for uri, _ in listed})) or "none"
     raise DebianError(f"no mirror of Debian among the sources of the host's apt ({found})")
 
 
 def _apt(folder, request):
     """Returns the path of an apt configuration whose files all lie in `folder`."""
     mirror = host_mirror()
+    keyring = next(filter(os.path.exists, _KEYRINGS), None)
     for name in ("lists/partial", "archives/partial", "parts", "preferences"):
         (folder / name).mkdir(parents=True)
-    signed_by = f" signed-by={mirror.signed_by}" if mirror.signed_by.startswith("/") else ""
+    signed_by = f" signed-by={keyring}" if keyring else ""  # else by what apt trusts for all
     lines = [
-        f"deb [arch={request['architecture']}{signed_by}] {mirror.uri} {suite} main\n"
+        f"deb [arch={request['architecture']}{signed_by}] {mirror} {suite} main\n"
         for suite in request["suites"]
     ]
     (folder / "sources.list").write_text("".join(lines))
