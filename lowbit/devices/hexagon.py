@@ -204,7 +204,10 @@ def _in_emulator(graph, inputs, form, name, profile=""):
 
 
 def _unsigned(graph):
-    """Returns the graph with codes of uint8, 128 higher, at its ends: then no node converts them."""
+    """Returns the graph with codes of uint8, 128 higher, at its ends: what the HTP computes with.
+
+    Converting int8 there takes MobileNet-v1 from 179,161 simulated cycles to 234,140.
+    """
     tensors = dict(graph.tensors)
     for name in (*graph.inputs, *graph.outputs):
         tensor = tensors[name]
