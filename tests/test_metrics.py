@@ -99,3 +99,12 @@ def test_paired_difference(rng):
     assert error == pytest.approx(np.sqrt((won + lost - (won - lost) ** 2) / 2000), rel=1e-9)
     assert error < 0.5 * np.hypot(*(metrics.standard_error(each) for each in (correct, reference)))
     assert metrics.paired_difference(correct, correct) == (0, 0)
+
+
+def test_difference_counts_are_a_histogram_of_distances(rng):
+    codes, reference = rng.integers(-128, 128, (2, 300), np.int8)
+    counts = metrics.difference_counts(codes, reference)
+    distances = [abs(int(a) - int(b)) for a, b in zip(codes, reference, strict=True)]
+    assert len(counts) == max(distances) + 1 > 200  # beyond what int8 holds
+    assert [distances.count(each) for each in range(len(counts))] == counts.tolist()
+    assert metrics.difference_counts(codes, codes).tolist() == [300]

@@ -259,6 +259,68 @@ def test_qdq_has_most_of_the_kernels_codes(case, rng):
         assert distance.max() == 0
 
 
+def reals(graph, codes):
+    """Returns {name: real numbers} of {name: codes}."""
+    found = {}
+    for name, values in codes.items():
+        made = graph.tensors[name]
+        real = made.quantization is not None
+        found[name] = (values - np.float64(made.zero_point)) * made.scale if real else values
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_form_in_float16_is_the_operation_on_real_numbers(case, rng):
+    graph = CASES[case]
+    if case == "FULLY_CONNECTED large bias":
+        with pytest.raises(ValueError, match=r"weights or biases reach .* float16 cannot hold"):
+            onnx_file.write(graph, "float16")
+        return
+    content = onnx_file.write(graph, "float16")
+    onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
+    inputs = random_inputs(graph, rng)
+    given = {name: each.astype(np.float16) for name, each in reals(graph, inputs).items()}
+    (found,) = session(content).run(None, given)
+    wanted = kernels.run(graph, inputs)
+    (output,) = graph.outputs
+    made = graph.tensors[output]
+    scale = made.scale if made.quantization else 1.0
+    if made.quantization:  # nothing bounds real numbers
+        limits = np.iinfo(made.dtype)
+        codes = found / np.float64(scale) + made.zero_point
+        found = reals(graph, {output: np.clip(codes, limits.min, limits.max)})[output]
+    assert found.shape == wanted[output].shape
+    assert np.abs(found - reals(graph, wanted)[output]).max() < 0.8 * scale
+
+
+# Alone in a network, between a Transpose at either end, they are no operation of the HTP's.
+NOT_ON_HTP = ("TRANSPOSE (0, 2, 1, 3)", "TRANSPOSE (0, 3, 1, 2)", "QUANTIZE float32", "DEQUANTIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_qdq_on_the_emulated_htp(case, rng):
+    pytest.importorskip("onnxruntime_qnn")
+    from lowbit.devices import hexagon
+
+    graph = CASES[case]
+    codes = [random_inputs(graph, rng) for _ in range(4)]
+    inputs = [np.concatenate([each[name] for each in codes]) for name in graph.inputs]
+    if case in NOT_ON_HTP:
+        with pytest.raises(
+            hexagon.RefusedError, match="does not take .*nothing may run on the CPU"
+        ):
+            hexagon.run(graph, inputs)
+        return
+    (found,) = hexagon.run(graph, inputs).outputs
+    wanted = np.concatenate([kernels.run(graph, each)[graph.outputs[0]] for each in codes])
+    distance = np.abs(found.astype(int) - wanted)
+    op = graph.nodes[0].op
+    share = {"AVERAGE_POOL_2D": 0.25, "MUL": 0.12}.get(op, 0.06)
+    most = 4 if "built-in" in case else 1
+    assert distance.max() <= most and (distance > 0).mean() <= share
+
+
 @pytest.mark.parametrize("op", ["ADD", "SUB", "MUL"])
 def test_all_pairs_of_codes(op):
     every = np.arange(-128, 128, dtype=np.int8)

@@ -201,9 +201,7 @@ def test_a_float_file_is_no_integer_program(path, tmp_path, capsys):
         ("SM8650", "out.bin", "must end in .tflite"),
     ],
 )
-def test_bad_flags_stop_before_the_compiler(
-    path, tmp_path, monkeypatch, soc, output, message
-):
+def test_bad_flags_stop_before_the_compiler(path, tmp_path, monkeypatch, soc, output, message):
     monkeypatch.setattr(snapdragon, "compile_for", None)
     with pytest.raises(ValueError, match=message):
         tool.export(tool.Config(path("w8a8"), soc, str(tmp_path / output)))
