@@ -23,6 +23,7 @@ from lowbit import (
     spec,
     tflite_file,
 )
+from lowbit.data import preprocess
 from lowbit.devices import hexagon
 
 pytest.importorskip("onnxruntime_qnn")  # setup.cfg asks for it on x86 alone
@@ -113,6 +114,16 @@ def test_float_ends_cost_cycles(graph, codes, ran, cycles):
     steps = np.rint(found.outputs[0] / target.scale) + target.zero_point - ran.outputs[0]
     assert np.abs(steps).max() <= 1
     assert hexagon.simulated_cycles(real).cycles > cycles.cycles
+
+
+def test_a_file_of_pixels_is_run_as_it_is(graph):
+    graph = boundary.with_pixel_io(graph, preprocess.parse("tf"))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    (outputs,) = hexagon.run(graph, [pixels]).outputs
+    wanted = kernels.run(graph, {graph.inputs[0]: pixels})[graph.outputs[0]]
+    assert outputs.dtype == wanted.dtype == np.uint8
+    distance = np.abs(outputs.astype(int) - wanted)
+    assert distance.max() <= 2 and (distance == 0).mean() > 0.7
 
 
 # --- single operations --------------------------------------------------------------------------

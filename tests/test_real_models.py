@@ -22,6 +22,7 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
+from lowbit.devices import ethos_u, hexagon, snapdragon
 from ptq import quantize
 from qat import train
 
@@ -189,3 +190,21 @@ def test_a_few_steps_of_qat_keep_a_real_network_whole(tmp_path):
     # What was trained is what ships: the file's accuracy is the Keras model's, exactly.
     assert float(correct.mean()) == row["top1_qat"]
     assert row["top1_qat"] >= row["top1_ptq"] - 2 * metrics.standard_error(correct)
+
+
+def test_npus_take_the_whole_network(exported):
+    pytest.importorskip("onnxruntime_qnn")
+    pytest.importorskip("ethosu")
+    _, content, graph, preprocess = exported
+    (images, _), *_ = batches("nips17_dev_500.zip", 3, preprocess, (224, 224))
+    codes = runtimes.graph_codes(graph, images)
+    ran = hexagon.run(graph, [codes])
+    assert ran.htp_partitions == 1
+    host = runtimes.interpreter(content)
+    wanted = np.concatenate([runtimes.invoke(host, image[None]) for image in codes])
+    assert np.corrcoef(ran.outputs[0].ravel(), wanted.ravel())[0, 1] > 0.98
+    integer, real = (hexagon.simulated_cycles(graph, form) for form in ("qdq", "float16"))
+    assert 2 * integer.cycles < real.cycles and integer.without_cost == 0
+    compiled = snapdragon.compile_for(content, "SM8650")
+    assert compiled.left == () and compiled.partitions == 1 and compiled.integer
+    assert ethos_u.estimate(content, "ethos-u55-256").cpu_operators == ()
