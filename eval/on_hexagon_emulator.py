@@ -15,8 +15,8 @@ from eval import coded_images
 from lowbit import lowering, manifest, metrics, placement, progress, results, runtimes, tflite_file
 from lowbit.devices import hexagon
 
-# Images of one process: 20 of 224 pixels take half a minute.
-_CHUNK = 20
+# Images of one process, which may take 600 s: 10 of ResNet-152 at 224 pixels would take minutes.
+_CHUNK = 10
 
 
 def measure(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
@@ -79,6 +80,21 @@ def test_what_is_left_to_the_cpu_is_named(graph):
     first, last = found.cpu_operators
     assert first.startswith("QUANTIZE 0 (makes '") and "Float32" in first
     assert last.startswith("DEQUANTIZE 8 (makes '")
+
+
+def test_what_is_left_is_told_of_tensors_without_names_too(graph):
+    model = tflite_file.parse(tflite_file.write(boundary.with_float_io(graph)))
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = b""
+    found = ethos_u.estimate(packed(model), "ethos-u55-128")
+    assert (found.operators, found.npu_operators) == (9, 7)
+    assert [label.partition(" ")[0] for label in found.cpu_operators] == ["QUANTIZE", "DEQUANTIZE"]
+
+
+def packed(model):
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def test_a_float_file_is_no_fast_file():

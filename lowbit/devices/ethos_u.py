@@ -107,18 +107,15 @@ def estimate(content: bytes, accelerator: str, name: str = "model") -> Estimate:
         (summary,) = pathlib.Path(folder).glob("model_summary_*.csv")
         with open(summary, newline="") as file:
             (row,) = csv.DictReader(file)
-    operators = remaining.operators(content, _NPU, name)
+    operators = len(remaining.operators(content, _NPU, name))
     reasons = dict(_REASON.findall(done.stdout.decode("utf-8", "replace")))
-    on_cpu = {output for output, _ in remaining.operators(compiled, _NPU, name)}
     left = tuple(
         f"{label}: {reasons.get(output, 'no reason given')}"
-        for output, label in operators
-        if output in on_cpu
+        for output, label in remaining.left(content, compiled, _NPU, name)
     )
-    if len(left) == len(operators):
-        raise NothingOnNpuError(
-            f"{name}: Vela leaves all {len(operators)} operators to the CPU, the first, {left[0]}"
-        )
+    if len(left) == operators:
+        first = f", the first, {left[0]}" if left else ""
+        raise NothingOnNpuError(f"{name}: Vela leaves all {operators} operators to the CPU{first}")
     return Estimate(
         accelerator,
         system_config,
@@ -130,8 +127,8 @@ def estimate(content: bytes, accelerator: str, name: str = "model") -> Estimate:
         sram_bytes=_bytes(row, "sram"),
         dram_bytes=_bytes(row, "dram"),
         flash_bytes=_bytes(row, "on_chip_flash") + _bytes(row, "off_chip_flash"),
-        operators=len(operators),
-        npu_operators=len(operators) - len(left),
+        operators=operators,
+        npu_operators=operators - len(left),
         cpu_operators=left,
     )
 

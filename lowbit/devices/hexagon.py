@@ -142,7 +142,7 @@ def run(
     Args:
       graph: batch size 1, int8; what `onnx_file.write` takes.
       inputs: of the graph's inputs in order, (images, ...) each: codes, or float16 for that form.
-      form: "qdq" or "float16", of `onnx_file`; what "exact" holds is refused.
+      form: of `onnx_file`: "qdq", or "float16".  Of "exact" the HTP takes some operations, in float16.
       name: for error messages.
 
     Raises:
@@ -154,7 +154,7 @@ def run(
     outputs, parts = _in_emulator(graph, inputs, form, name)
     ends = (graph.tensors[output] for output in graph.outputs)
     outputs = tuple(
-        _flipped(codes) if tensor.dtype == "int8" and form == "qdq" else codes
+        _flipped(codes) if (tensor.dtype, codes.dtype) == ("int8", np.uint8) else codes
         for tensor, codes in zip(ends, outputs, strict=True)
     )
     return Run(outputs, sum(nodes for _, nodes in parts), len(parts))

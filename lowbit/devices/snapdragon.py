@@ -74,22 +74,21 @@ def compile_for(content: bytes, soc: str, name: str = "model") -> Compiled:
     check_soc(soc)
     check_installed()
     lint.verify(content, name)
-    operators = remaining.operators(content, _DISPATCH, name)
+    operators = len(remaining.operators(content, _DISPATCH, name))
     with tempfile.TemporaryDirectory() as folder:
         compiled, said = _compile(content, soc, pathlib.Path(folder), name)
     counts = [tuple(map(int, found)) for found in _SELECTED.findall(said)]
     delegated, partitions = (sum(each[index] for each in counts) for index in (0, 2))
     if not delegated:
         raise runtimes.RefusedError(
-            f"{name}: the compiler for {soc} takes none of the {len(operators)} operators"
+            f"{name}: the compiler for {soc} takes none of the {operators} operators"
         )
-    on_cpu = {output for output, _ in remaining.operators(compiled, _DISPATCH, name)}
     return Compiled(
         compiled,
-        len(operators),
+        operators,
         delegated,
         partitions,
-        tuple(label for output, label in operators if output in on_cpu),
+        tuple(label for _, label in remaining.left(content, compiled, _DISPATCH, name)),
         _is_integer(content, name),
     )
 
