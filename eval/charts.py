@@ -97,7 +97,9 @@ def scatter(
             f'<line class="grid" x1="{left(tick):.2f}%" x2="{left(tick):.2f}%" y1="0" y2="{height}"/>'
             f'<text x="{left(tick):.2f}%" y="{height + 14}" text-anchor="middle">{tick:g}</text>'
         )
-    taken: list[tuple[float, float]] = []
+    spots = [(left(x), top(y)) for x, y in zip(xs, ys, strict=True)]
+    taken: list[tuple[tuple[float, float], tuple[int, int]]] = []
+    written = []  # above all points
     for number, ((label, _, _, _, colour), x, y, error) in enumerate(
         zip(points, xs, ys, errors, strict=True), 1
     ):
@@ -111,13 +113,12 @@ def scatter(
             f'<circle cx="{place}" cy="{top(y):.1f}" r="5" class="c{colour}">'
             f"<title>{html.escape(label)}</title></circle>"
         )
-        # Points of files of one size lie on top of one another: their numbers go around them.
-        close = sum(abs(left(x) - a) < 5 and abs(top(y) - b) < 14 for a, b in taken)
-        right, down = ((9, 4), (-17, 4), (9, -8), (-17, 16), (9, 16), (-17, -8))[close % 6]
-        marks.append(
-            f'<text class="number" x="{place}" dx="{right}" y="{top(y) + down:.1f}">{number}</text>'
+        right, down = _free_place((left(x), top(y)), spots, taken)
+        # Left of its point a number of two digits ends where one of one digit does.
+        side = f'dx="{right}"' if right > 0 else f'dx="{right + 9}" text-anchor="end"'
+        written.append(
+            f'<text class="number" x="{place}" {side} y="{top(y) + down:.1f}">{number}</text>'
         )
-        taken.append((left(x), top(y)))
     legend = "".join(
         f'<li><svg width="12" height="12" aria-hidden="true"><circle cx="6" cy="6" r="5" '
         f'class="c{colour}"/></svg> {html.escape(label)}: '
@@ -129,9 +130,42 @@ def scatter(
         f'<div class="axis-label">{html.escape(y_label)}</div><div class="plot">'
         f'<svg width="48" height="{height + 20}" aria-hidden="true">{names}</svg>'
         f'<svg class="area" height="{height + 20}" role="img" '
-        f'aria-label="{html.escape(y_label)} against {html.escape(x_label)}">{"".join(marks)}</svg>'
-        f'</div><div class="axis-label right">{html.escape(x_label)}</div>'
+        f'aria-label="{html.escape(y_label)} against {html.escape(x_label)}">'
+        f"{''.join(marks + written)}</svg></div>"
+        f'<div class="axis-label right">{html.escape(x_label)}</div>'
         f'<ol class="legend">{legend}</ol>'
+    )
+
+
+_PERCENT = (3.3, 10.4)  # in pixels, on pages of 400 and of 1280 pixels
+# Where a point's number may stand, in pixels from its centre; files of one size lie close together.
+_PLACES = ((9, 4), (-17, 4), (7, -7), (7, 15), (-15, -7), (-15, 15), (-4, -10), (-4, 18))
+_FURTHER = tuple((x, y) for x in (20, -28, 32, -40) for y in (4, -9, 17))
+
+
+def _free_place(spot, spots, taken):
+    """Returns where a number covers neither a point nor a number; notes it in `taken`.
+
+    Args:
+      spot: of the number's point: percent from the left, pixels from the top.
+      spots: of all points.
+      taken: (spot, place) of the numbers that are written.
+    """
+    places = [*_PLACES, *_FURTHER]
+    free = [place for place in places if _is_apart(spot, place, taken, 12, 10)]
+    bare = [(each, (-5, 4)) for each in spots]  # a number's middle is 5 right of its place, 4 up
+    clear = [place for place in free if _is_apart(spot, place, bare, 10, 9)]
+    chosen = [*clear, *free, *places][0]
+    taken.append((spot, chosen))
+    return chosen
+
+
+def _is_apart(spot, place, others, width, height):
+    return all(
+        abs(percent * (spot[0] - x) + place[0] - right) >= width
+        or abs(spot[1] - y + place[1] - down) >= height
+        for percent in _PERCENT
+        for (x, y), (right, down) in others
     )
 
 

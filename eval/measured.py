@@ -20,11 +20,11 @@ class Source:
     required: tuple[str, ...]  # columns without which it is another file
     # A later row with the same cells here replaces an earlier one; () keeps all rows.
     identity: tuple[str, ...] = ()
-    emulated: bool = False  # emulated, simulated or estimated: no device's latency
+    emulated: bool = False  # emulated, simulated, estimated, compiled: no device's latency
     drawn: tuple[str, ...] = ()  # columns of finite numbers, or empty where not required
 
 
-_PEERS = ("model", "top1", "size_bytes", "test")
+_PEERS = ("model", "top1", "test")
 SOURCES = {
     "accuracy.csv": Source(
         "Accuracy",
@@ -85,6 +85,13 @@ SOURCES = {
         "python -m eval.latency --model=m.tflite --device=hexagon-emulator",
         ("model", "device"),
         ("model", "simulated_chip", "dataset", "images"),
+        emulated=True,
+    ),
+    "snapdragon.csv": Source(
+        "Compiled ahead of time for Snapdragons",
+        "python -m export.snapdragon --model=m.tflite --soc=SM8650",
+        ("model", "soc"),
+        ("model", "soc"),
         emulated=True,
     ),
     "microcontroller.csv": Source(

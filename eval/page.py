@@ -32,7 +32,7 @@ li { margin: 3px 0; }
 .axis-label.right { text-align: right; }
 a { color: inherit; }
 code { font: 13px/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
-code span { display: inline-block; max-width: 100%; }
+code span { display: inline-block; max-width: 100%; word-break: break-all; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: 8px 0; }
 .scroll.tall { max-height: 420px; overflow-y: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
@@ -47,6 +47,8 @@ th[aria-sort=ascending] button::after { content: " \\25b4"; }
 th[aria-sort=descending] button::after { content: " \\25be"; }
 tr:last-child td { border-bottom: 0; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
+table.facts td, table.facts th { text-align: left; }
+table.facts td:first-child { white-space: normal; min-width: 130px; }
 td.wrap { white-space: normal; min-width: 260px; overflow-wrap: anywhere; }
 td.long { max-width: 300px; overflow: hidden; text-overflow: ellipsis; }
 figure { margin: 8px 0 16px; }
@@ -61,7 +63,8 @@ figcaption { margin-top: 6px; }
 .legend { font-size: 13px; padding-left: 24px; margin: 6px 0; }
 ul.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 16px; }
 svg text { fill: var(--text); font-size: 12px; }
-svg text.number { font-size: 11px; font-weight: 600; }
+svg text.number { font-size: 11px; font-weight: 600; paint-order: stroke; stroke: var(--paper);
+  stroke-width: 3px; }
 .grid { stroke: var(--line); } .whisker { stroke: var(--text); fill: none; stroke-width: 1.3; }
 .line { fill: none; stroke-width: 1.2; vector-effect: non-scaling-stroke; }
 .c0 { fill: var(--c0); } .c1 { fill: var(--c1); } .c2 { fill: var(--c2); }
@@ -72,7 +75,7 @@ svg text.number { font-size: 11px; font-weight: 600; }
 .emulated h2 { border: 0; margin-top: 8px; }
 .emulated .scroll { background: var(--paper); }
 .badge { font-size: 12px; font-weight: 600; border: 1px solid var(--warn-line); border-radius: 10px;
-  padding: 0 8px; white-space: nowrap; }
+  padding: 0 8px; display: inline-block; }
 details { margin: 8px 0; } summary { cursor: pointer; }
 @media print { .scroll.tall { max-height: none; } }
 """
@@ -111,7 +114,7 @@ def section(title: str, parts: Sequence[str], emulated: bool = False) -> str:
     kind, badge = ("", "")
     if emulated:
         kind = ' class="emulated"'
-        badge = ' <span class="badge">emulated or estimated: no device latency</span>'
+        badge = ' <span class="badge">emulated, compiled or estimated: no device latency</span>'
     return (
         f"<section{kind}>\n<h2>{html.escape(title)}{badge}</h2>\n"
         + "\n".join(parts)
@@ -160,6 +163,7 @@ def table(
     rows: Sequence[Mapping[str, str]],
     columns: Mapping[str, str],
     wrapped: Sequence[str] = (),
+    facts: bool = False,
 ) -> str:
     """Returns a table in a box of its own that scrolls, sortable by its headings.
 
@@ -167,6 +171,7 @@ def table(
       rows: of text; absent or "" stays empty; "#" is the number of a measurement, a link to it.
       columns: {key: heading}; those that no row fills are left out.
       wrapped: columns of sentences.
+      facts: whether lines are facts and columns their subjects; numbers then stand on the left.
     """
     kept = {key: name for key, name in columns.items() if any(row.get(key) for row in rows)}
     head = "".join(
@@ -177,10 +182,11 @@ def table(
         "<tr>" + "".join(_cell(key, row.get(key) or "", key in wrapped) for key in kept) + "</tr>"
         for row in rows
     )
-    tall = " tall" if len(rows) > 16 else ""
+    tall = " tall" if len(rows) > 40 else ""
+    kind = ' class="facts"' if facts else ""
     return (
-        f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="table"><table{kind}>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -143,7 +143,8 @@ def _label(cells, *names):
 
 
 def _cells(content, row):
-    return row.cells | {"#": str(content.numbers[id(row)]), "file": _short(row.cells["model"])}
+    shown = {name: _told(text) for name, text in row.cells.items()}
+    return shown | {"#": str(content.numbers[id(row)]), "file": _short(row.cells["model"])}
 
 
 def _table(content, rows, columns, wrapped=()):
@@ -197,7 +198,7 @@ def _accuracy(content):
     parts = []
     for key, same in _groups(rows, ("dataset", "split", "images", "crop")).items():
         drawn = [row for row in same if row.cells.get("size_bytes")]
-        if len(drawn) < 2:
+        if len({row.cells["model"] for row in drawn}) < 2:
             continue
         points = [
             (
@@ -329,14 +330,20 @@ def _everything(content, rows):
         return _table(content, rows, columns)
     lines = [
         {"what": name.replace("_", " ")}
-        | {str(number): measured.flat(row.cells.get(name, "")) for number, row in enumerate(rows)}
+        | {str(number): _told(row.cells.get(name, "")) for number, row in enumerate(rows)}
         for name in filled
     ]
     columns = {"what": ""} | {
         str(number): f"{_short(row.cells['model'])} (#{content.numbers[id(row)]})"
         for number, row in enumerate(rows)
     }
-    return page.table(lines, columns)
+    return page.table(lines, columns, facts=True)
+
+
+def _told(text):
+    """Returns a cell as it is read: of a path the name, of a dict its items."""
+    is_path = "/" in text and " " not in text
+    return _short(text) if is_path else measured.flat(text)
 
 
 def _parity(content):
@@ -511,7 +518,7 @@ def _others(content):
         rows = _of(content, name)
         if not rows:
             continue
-        drawn = [row for row in rows if row.cells["size_bytes"]]
+        drawn = [row for row in rows if row.cells.get("size_bytes")]
         points = [
             (
                 f"{row.cells['model']}, {row.cells[own]}",

@@ -51,7 +51,7 @@ def main():
     parser.add_argument("--images", type=int, default=100, help="for calibration")
     parser.add_argument("--limit", type=int, default=500, help="test images")
     parser.add_argument(
-        "--rounds", type=int, default=40, help="turns of each file, one behind another"
+        "--rounds", type=int, default=15, help="turns of each file, one behind another"
     )
     parser.add_argument("--output", default="results/precisions.csv")
     arguments = parser.parse_args()
