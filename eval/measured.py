@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from lowbit import results
@@ -271,10 +272,11 @@ _COMMANDS = {
     "eval.parity": _IMAGES | {"split": "split", "preprocess": "preprocess"},
     "eval.layers": {"reference": "reference", "split": "split"} | _IMAGES,
 }
+NO_IMAGES = "random codes"  # in place of a data set
 LATENCY_FLAGS: dict[str, dict[str, str]] = {  # of eval.latency, by device
     "host": {name: name for name in ("threads", "beside", "kernels", "runs")},
     "adb": {name: name for name in ("delegate", "cores", "threads")},
-    "arm-emulator": {"emulated_cpu": "cpu"} | _IMAGES,
+    "arm-emulator": {"emulated_cpu": "cpu", "float_model": "float_model"} | _IMAGES,
     "hexagon-emulator": _IMAGES,
     "ethos-u": {"accelerator": "accelerator"},
     "tflite-micro": _IMAGES,
@@ -294,8 +296,16 @@ def command(row: Row) -> str:
     else:
         return SOURCES[row.source].command
     words = [f"python -m {tool}", f"--model={cells.get('ratio_of') or cells['model']}"]
-    words += [f"--{flag}={cells[column]}" for column, flag in flags.items() if cells.get(column)]
-    return " ".join(words)
+    words += [
+        f"--{flag}={cells[column]}"
+        for column, flag in flags.items()
+        if cells.get(column) not in (None, "", NO_IMAGES)
+    ]
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word):
+    return word if word.startswith("python -m ") else shlex.quote(word)
 
 
 def versions(row: Row) -> str:
