@@ -115,24 +115,23 @@ def measure(
             done += len(x)
             update(done)
     in_codes = opened.output.dtype != "float32"
-    outside = [
-        f"{node.name} ({node.op}: {reason})"
-        for node in opened.graph.nodes
-        for kernel, reason in [delegate.placement_of(opened.graph, node)]
-        if in_codes and kernel != "xnnpack"
-    ]
-    differing_nodes = ""
+    rows, differing_nodes = [], ""
     if operators or (in_codes and compared["differing"]):
-        rows = node_rows(opened, runtimes.graph_codes(opened.graph, first), cpu, root)
+        given = runtimes.graph_codes(opened.graph, first)
+        try:
+            rows = node_rows(opened.path, opened.content, given, cpu, root)
+        except ValueError as error:  # an operation that cannot stand alone, such as a custom one
+            differing_nodes = f"unknown: {error}"
+    if rows:
         differing_nodes = "; ".join(
             f"{row['name']} ({row['op']}: {row['differing']} of {row['codes']})"
             for row in rows
             if row["differing"] and row["dtype"] != "float32"
         )
-        if operators:
-            for row in rows:
-                identity = {"model": model, "emulated_cpu": cpu}
-                results.append_row(f"{output_dir}/arm_emulator_operators.csv", identity | row)
+    if operators:
+        identity = {"model": model, "emulated_cpu": cpu}
+        path = f"{output_dir}/arm_emulator_operators.csv"
+        results.write_rows(path, [*results.read_rows(path), *(identity | row for row in rows)])
     row = {
         "tool": "eval.latency",
         "device": "arm-emulator",
@@ -146,7 +145,7 @@ def measure(
         "differing_from_host": compared["differing"] if in_codes else None,
         "worst_difference": int(compared["worst"]) if in_codes else compared["worst"],
         "top1_agreement": compared["agreeing"] / count,
-        "outside_xnnpack": "; ".join(outside),
+        "outside_xnnpack": "; ".join(outside_xnnpack(opened.graph)),
         "differing_nodes": differing_nodes,
         **{f"emulated_instructions_{name}": n for name, n in counts[0].items()},
         "repeats": repeats,
@@ -211,26 +210,48 @@ def _apart(counts):
     return max(each) - min(each)
 
 
+def outside_xnnpack(graph: integer_graph.IntegerGraph) -> list[str]:
+    """Returns the nodes on codes that XNNPACK leaves to LiteRT, each with its operation and why."""
+    found = []
+    for node in graph.nodes:
+        dtypes = {graph.tensors[name].dtype for name in (node.inputs[0], node.outputs[0])}
+        if dtypes <= {"int8", "uint8", "int16"}:
+            kernel, reason = delegate.placement_of(graph, node)
+            if kernel != "xnnpack":
+                found.append(f"{node.name} ({node.op}: {reason})")
+    return found
+
+
 def node_rows(
-    model: Model, codes: np.ndarray, cpu: str, root: arm_root.ArmRoot | None = None
+    path: str,
+    content: bytes,
+    codes: np.ndarray,
+    cpu: str,
+    root: arm_root.ArmRoot | None = None,
 ) -> list[dict]:
     """Returns a row for each node, run alone on what this host computed before it.
 
-    A node alone takes about 5,000 instructions more than within the network, for its invocation.
+    A node alone takes about 5,000 instructions more than within the network, for its invocation;
+    and XNNPACK joins no nodes, as it does a PAD with the convolution behind it.
 
     Args:
-      model: the file.
+      path: of the file, for error messages.
+      content: the file, with one input.
       codes: one image, as the file takes it.
       cpu: one of arm_root.CPUS.
       root: as for `arm_emulator.run`.
 
     Returns:
-      name, op, output shape and dtype, codes compared, differing, worst_difference, and
+      name, op, the first output's shape and dtype, codes compared, differing, worst_difference, and
       emulated_instructions by class.
+
+    Raises:
+      ValueError: where a node cannot be written to a file of its own.
     """
-    graph = model.graph
-    computed = [node.outputs[0] for node in graph.nodes]
-    probed = tflite_file.write(dataclasses.replace(graph, outputs=tuple(computed)))
+    graph = tflite_file.read(content, path, verbatim=True)
+    computed = tuple(name for node in graph.nodes for name in node.outputs)
+    # As outputs of the graph all tensors can be read; kernels may keep their memory to themselves.
+    probed = tflite_file.write(dataclasses.replace(graph, outputs=computed))
     runner = runtimes.interpreter(probed)
     runtimes.invoke(runner, codes)
     values = [runner.get_tensor(details["index"]) for details in runner.get_output_details()]
@@ -241,21 +262,25 @@ def node_rows(
         free = dict.fromkeys(name for name in node.inputs if name in known)
         inputs.append([known[name] for name in free])
     rows = []
-    done = arm_emulator.run_all(files, inputs, cpu, model.path, 1, root)
+    done = arm_emulator.run_all(files, inputs, cpu, path, 1, root)
     for node, emulated in zip(graph.nodes, done, strict=True):
-        theirs = known[node.outputs[0]]
-        difference = np.abs(emulated.outputs[0].astype(np.float64) - theirs)
-        counts = emulated.counts[0]
+        theirs = [known[name] for name in node.outputs]
+        difference = np.concatenate(
+            [
+                np.abs(ours.astype(np.float64) - host).ravel()
+                for ours, host in zip(emulated.outputs, theirs, strict=True)
+            ]
+        )
         rows.append(
             {
                 "name": node.name,
                 "op": node.op,
-                "shape": "x".join(map(str, theirs.shape)),
-                "dtype": str(theirs.dtype),
+                "shape": "x".join(map(str, theirs[0].shape)),
+                "dtype": str(theirs[0].dtype),
                 "codes": difference.size,
                 "differing": int((difference > 0).sum()),
                 "worst_difference": float(difference.max()),
-                **{f"emulated_instructions_{name}": count for name, count in counts.items()},
+                **{f"emulated_instructions_{name}": n for name, n in emulated.counts[0].items()},
             }
         )
     return rows
