@@ -31,8 +31,13 @@ lint: setup
 test: lint
 	$(BIN)/pytest -m 'not slow' -n 2 --dist=worksteal
 
-# Real networks and images, where LOWBIT_DATA names a folder of them; kill and resume.
-slow: setup
+# Qualcomm's libraries come under a licence of their own: docs/hexagon.md.
+$(VENV)/hexagon: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[hexagon]'
+	touch $@
+
+# Real networks and images, where LOWBIT_DATA names a folder of them; kill and resume; the emulated lab.
+slow: setup $(VENV)/hexagon
 	$(BIN)/pytest -m slow -n 2 --dist=loadfile
 
 clean:

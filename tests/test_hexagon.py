@@ -26,7 +26,7 @@ from lowbit import (
 from lowbit.data import preprocess
 from lowbit.devices import hexagon
 
-pytest.importorskip("onnxruntime_qnn")  # setup.cfg asks for it on x86 alone
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("qualcomm")]
 
 
 def network():

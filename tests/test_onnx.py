@@ -298,9 +298,9 @@ NOT_ON_HTP = ("TRANSPOSE (0, 2, 1, 3)", "TRANSPOSE (0, 3, 1, 2)", "QUANTIZE floa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("qualcomm")
 @pytest.mark.parametrize("case", CASES)
 def test_qdq_on_the_emulated_htp(case, rng):
-    pytest.importorskip("onnxruntime_qnn")
     from lowbit.devices import hexagon
 
     graph = CASES[case]

@@ -192,8 +192,8 @@ def test_a_few_steps_of_qat_keep_a_real_network_whole(tmp_path):
     assert row["top1_qat"] >= row["top1_ptq"] - 2 * metrics.standard_error(correct)
 
 
+@pytest.mark.usefixtures("qualcomm")
 def test_npus_take_the_whole_network(exported):
-    pytest.importorskip("onnxruntime_qnn")
     pytest.importorskip("ethosu")
     _, content, graph, preprocess = exported
     (images, _), *_ = batches("nips17_dev_500.zip", 3, preprocess, (224, 224))

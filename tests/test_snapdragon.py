@@ -22,7 +22,7 @@ from lowbit import (
 )
 from lowbit.devices import snapdragon
 
-pytest.importorskip("onnxruntime_qnn")  # setup.cfg asks for it on x86 alone
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("qualcomm")]
 
 
 def network():
