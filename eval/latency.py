@@ -60,7 +60,11 @@ class Config:
     cores: str = cli.field(
         "big,little", "adb: clusters, with commas: big, mid, little; any: the system chooses."
     )
-    xnnpack: str = cli.field("on", "adb: on, off, or on,off: with XNNPACK and without.")
+    xnnpack: str | None = cli.field(
+        None,
+        "adb: on, off, or on,off: with XNNPACK and without; default: both, where the tool on the device "
+        "can switch it off.",
+    )
     rounds: int = cli.field(
         10, "adb: at most; from 3 on they end when each configuration's last 3 agree within 5 %."
     )
@@ -124,7 +128,7 @@ def measure(config: Config) -> dict:
             delegate_libraries=_words(config.delegate_libraries),
             cores=_words(config.cores),
             threads=on_host.thread_counts(config.threads or "1,4"),
-            xnnpack=_switches(config.xnnpack),
+            xnnpack=None if config.xnnpack is None else _switches(config.xnnpack),
             runs=config.runs,
             warmup_runs=config.warmup_runs,
             rounds=config.rounds,

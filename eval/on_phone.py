@@ -97,7 +97,7 @@ def measure(
     delegate_libraries: Sequence[str] = (),
     cores: Sequence[str] = ("big", "little"),
     threads: Sequence[int] = (1, 4),
-    xnnpack: Sequence[bool] = (True,),
+    xnnpack: Sequence[bool] | None = None,
     runs: int = 50,
     warmup_runs: int = 10,
     rounds: int = 10,
@@ -116,7 +116,7 @@ def measure(
       delegate_libraries: files that it needs, pushed beside the model.
       cores: names of clusters; "any" leaves it to the system.
       threads: of the interpreter.
-      xnnpack: with it and without, for the CPU.
+      xnnpack: with it and without, for the CPU; None: both, where the tool can switch it off.
       runs: in each round, at least.
       warmup_runs: at least.
       rounds: at most; at least 3 are run.
@@ -226,7 +226,9 @@ def _plan(models, about, tool, delegate, cores, threads, xnnpack) -> list[Config
     """Returns the configurations, those of all models side by side."""
     if delegate != "cpu":
         return [Configuration(model, None, 1, True, delegate) for model in models]
-    if tool.is_newer and not all(xnnpack):
+    if xnnpack is None:
+        xnnpack = (True,) if tool.is_newer else (True, False)
+    elif tool.is_newer and not all(xnnpack):
         raise ValueError(f"{tool.name} cannot switch XNNPACK off: --xnnpack=on, or benchmark_model")
     named = {cluster.name: cluster for cluster in about.clusters}
     chosen: list[phone.Cluster | None] = []

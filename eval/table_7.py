@@ -20,7 +20,12 @@ from lowbit import files, results
 
 DEVICES = ("host", "adb", "arm-emulator")
 # What tells one measurement of a network from another.
-_IDENTITY = ("network", "device", "device_flags", "phone", "soc", "cores", "threads", "delegate")
+_IDENTITY = (
+    *("network", "device", "device_flags", "phone", "soc"),
+    *("cores", "threads", "xnnpack", "delegate"),
+)
+# The paper's setting on a phone, where --device_flags say no other.
+_ON_A_PHONE = ("--cores=big", "--threads=1", "--xnnpack=on")
 # Of eval.latency's row: what the table's row carries.
 _FACTS = (
     *("phone", "soc", "runtime", "android", "cpu", "emulated_cpu", "emulated", "delegate"),
@@ -101,7 +106,7 @@ def measure(config, network: networks.Network) -> list[dict]:
     every = row.get("all") or [row]
     return [
         common
-        | {"cores": one.get("cores", ""), "threads": one["threads"]}
+        | {name: one[name] for name in ("cores", "threads", "xnnpack") if name in one}
         | _latencies(every, integer, one)
         for one in every
         if one["model"] == integer
@@ -130,6 +135,9 @@ def commands_of(config, network: networks.Network) -> list[list[str]]:
         latency.append(f"--limit={config.limit or 1}")
     elif not any(flag.startswith("--delegate=") for flag in flags):
         latency.append(f"--beside={made['float32']}")
+    if config.device == "adb":
+        named = {flag.partition("=")[0] for flag in flags}
+        flags = [*(flag for flag in _ON_A_PHONE if flag.partition("=")[0] not in named), *flags]
     return [*commands, [*latency, *flags, f"--output_dir={config.work_dir}"]]
 
 
@@ -152,7 +160,7 @@ def _latencies(every, integer, one):
         other["latency_ms"]
         for other in every
         if other["model"] != integer
-        and (other.get("cores"), other["threads"]) == (one.get("cores"), one["threads"])
+        and all(other.get(name) == one.get(name) for name in ("cores", "threads", "xnnpack"))
     ]
     row = {"int8_ms": one["latency_ms"]}
     if same:

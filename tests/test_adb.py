@@ -362,7 +362,7 @@ def test_no_space(any_lab, tmp_path):
 
 def test_a_table_of_configurations(lab, tmp_path, model):
     _, client = lab
-    given = arguments(client, tmp_path, model, threads=[1, 2, 4], xnnpack=[True, False])
+    given = arguments(client, tmp_path, model, threads=[1, 2, 4])
     row = on_phone.measure(**given, op_profile=True)
     assert (row["phone"], row["soc"], row["android"]) == ("Pixel 3", "Qualcomm SDM845", "12")
     assert (row["cores"], row["core_kind"], row["core_mhz"]) == ("big", "Cortex-A76", 2253)
@@ -400,7 +400,6 @@ def test_the_command_compares_files(lab, tmp_path, model):
         adb=client,
         benchmark_binary=binary(tmp_path),
         threads="1,2",
-        xnnpack="on,off",
         cores="big",
         rounds=3,
         cool_down_s=0.0,

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from eval import published, table_7, whitepaper
+from eval import networks, published, table_7, whitepaper
 
 ROWS = [
     {
@@ -59,6 +59,20 @@ def test_published_beside_measured():
     assert lines[2]["float_cpu, paper"] == "-"
     assert "float, instructions" in columns
     assert "float, instructions" not in table_7.overview(ROWS[:1])[1]
+
+
+def test_on_a_phone_the_papers_setting_unless_another_is_asked_for(tmp_path):
+    given = config(tmp_path, tmp_path, device="adb", device_flags="--cores=little --serial='X 1'")
+    network = networks.Network("mine", "mine.keras", preprocess="tf")
+    *_, command = table_7.commands_of(given, network)
+    assert command[:2] == ["eval.latency", "--device=adb"]
+    assert [word for word in command if word.startswith(("--cores", "--threads", "--xnnpack"))] == [
+        *("--threads=1", "--xnnpack=on", "--cores=little")
+    ]
+    assert "--serial=X 1" in command and any(word.startswith("--beside=") for word in command)
+    alone = dataclasses.replace(given, device_flags="--delegate=hexagon")
+    *_, command = table_7.commands_of(alone, network)
+    assert not any(word.startswith("--beside=") for word in command)
 
 
 @pytest.mark.slow
