@@ -37,7 +37,8 @@ def adb(possible, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     libraries = folder / "usr/lib/x86_64-linux-gnu/android"
     program = folder / "usr/lib/android-sdk/platform-tools/adb"
-    return ["env", f"HOME={home}", f"LD_LIBRARY_PATH={libraries}", str(program)]
+    # TMPDIR: its log would go to the host's, under a name that users share.
+    return ["env", f"HOME={home}", f"TMPDIR={home}", f"LD_LIBRARY_PATH={libraries}", str(program)]
 
 
 def say(device, adb, *arguments):
