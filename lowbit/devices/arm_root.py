@@ -32,8 +32,9 @@ WHEELS = (
     "typing_extensions==4.16.0",
     "tqdm==4.70.1",
 )
-# The daemon of adb and a shell's programs beside what LiteRT needs.
-PACKAGES = ("python3.11", "libstdc++6", "libatomic1", "adbd", "dash", "coreutils", "util-linux")
+# The daemon of adb and a shell's programs, as a phone has them, beside what LiteRT needs.
+SHELL = ("adbd", "dash", "coreutils", "util-linux", "grep", "sed")
+PACKAGES = ("python3.11", "libstdc++6", "libatomic1", *SHELL)
 SUITE = "bookworm-backports"  # there is no adbd before it
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17")
 _COMPILE = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra")

@@ -26,7 +26,6 @@ from lowbit.devices import arm_root, cache, debian
 # Not in 5555 to 5585: the client takes a daemon there for an Android emulator too, and lists it twice.
 PORT = 5999
 DATA_BYTES = 2**29
-PACKAGES = ("adbd", "dash", "coreutils", "util-linux", "procps")
 _DAEMON = "/usr/lib/android-sdk/platform-tools/adbd"
 _INIT = pathlib.Path(__file__).with_name("namespace_init.py")
 _NAMESPACES = ("--user", "--mount", "--net", "--pid")
@@ -103,7 +102,7 @@ class Phone:
 def amd64_system(folder: str | os.PathLike | None = None) -> System:
     """Returns a system with the daemon for this host's architecture; raises as `debian.unpack`."""
     folder = pathlib.Path(folder or cache.cache_folder() / "adbd-amd64").absolute()
-    debian.unpack(PACKAGES, folder, "amd64", arm_root.SUITE)
+    debian.unpack(arm_root.SHELL, folder, "amd64", arm_root.SUITE)
     return System(
         links={name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")},
         binds={"/usr": str(folder / "usr"), "/etc": str(folder / "etc")},
