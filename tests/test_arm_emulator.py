@@ -77,7 +77,7 @@ def networks():
     return made
 
 
-@pytest.mark.slow  # 20 s, and once 100 MB of packages
+@pytest.mark.slow  # 20 s, and once the set-up
 @pytest.mark.parametrize("cpu", arm_root.CPUS)
 def test_codes_are_the_hosts_whatever_the_kernels(root, networks, cpu):
     contents, inputs = [each[1] for each in networks], [[each[2]] for each in networks]
@@ -244,7 +244,7 @@ INSTRUCTIONS = {
 _MARK = "mov x0, -4242\nmov x8, 57\nsvc 0\n"
 
 
-@pytest.mark.slow  # fetches 8 MB of packages, once
+@pytest.mark.slow  # fetches a package of Debian, once
 def test_every_class_counts_its_instructions_and_no_other(root, tmp_path):
     """A program of GNU's assembler, of so many instructions of each class between marks."""
     tools = cache.cache_folder() / "binutils"

@@ -14,7 +14,7 @@ import pytest
 from lowbit import integer_graph, tflite_file
 from lowbit.devices import arm_emulator, arm_root, cache, debian, namespace
 
-pytestmark = pytest.mark.slow  # fetches 20 MB of packages, and 60 MB for the arm64 phone, once
+pytestmark = pytest.mark.slow  # fetches packages of Debian and wheels, once
 
 
 @pytest.fixture(scope="module")
