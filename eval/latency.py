@@ -62,8 +62,8 @@ class Config:
     )
     xnnpack: str | None = cli.field(
         None,
-        "adb: on, off, or on,off: with XNNPACK and without; default: both, where the tool on the device "
-        "can switch it off.",
+        "adb: on, off, or on,off: with XNNPACK and without; default: both, where the device's tool can "
+        "switch it off.",
     )
     rounds: int = cli.field(
         10, "adb: at most; from 3 on they end when each configuration's last 3 agree within 5 %."

@@ -87,7 +87,9 @@ def words(tmp_path_factory):
     libraries = folder / "usr/lib/x86_64-linux-gnu/android"
     program = folder / "usr/lib/android-sdk/platform-tools/adb"
     home = tmp_path_factory.mktemp("home")
-    return ["env", f"HOME={home}", f"LD_LIBRARY_PATH={libraries}", str(program)]
+    # Its log goes to TMPDIR, where another user's would make the server fail.
+    own = [f"HOME={home}", f"TMPDIR={home}"]
+    return ["env", *own, f"LD_LIBRARY_PATH={libraries}", str(program)]
 
 
 @pytest.fixture
