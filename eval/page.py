@@ -40,6 +40,7 @@ th, td { padding: 4px 10px; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { background: var(--panel); position: sticky; top: 0; font-weight: 600; white-space: normal;
   vertical-align: bottom; }
+th:not(:first-child) { min-width: 68px; }
 th.number { text-align: right; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--c2); }
@@ -77,6 +78,8 @@ svg text.number { font-size: 11px; font-weight: 600; paint-order: stroke; stroke
 .badge { font-size: 12px; font-weight: 600; border: 1px solid var(--warn-line); border-radius: 10px;
   padding: 0 8px; display: inline-block; }
 details { margin: 8px 0; } summary { cursor: pointer; }
+@media (max-width: 600px) { td, th { padding: 4px 6px; }
+  td.name { white-space: normal; overflow-wrap: anywhere; min-width: 140px; } }
 @media print { .scroll.tall { max-height: none; } }
 """
 # Sorts a table by the column whose heading is pressed; numbers by the row's value, not as shown.
@@ -205,6 +208,8 @@ def _cell(key, text, wrap):
     if is_number(text):
         shown = charts.rounded(text)
         return f'<td class="number"><data value="{html.escape(text)}">{shown}</data></td>'
+    if key == "file":
+        return f'<td class="name">{html.escape(text)}</td>'
     kind = "wrap" if wrap else "long" if len(text) > 48 else ""
     attributes = f' class="{kind}" title="{html.escape(text)}"' if kind == "long" else ""
     attributes = attributes or (' class="wrap"' if wrap else "")
