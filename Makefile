@@ -23,6 +23,7 @@ demo: setup
 	$(BIN)/python -m eval.parity --model=$(DEMO)/qat.keras --dataset=digits --split=validation \
 		--limit=20 --output_dir=$(DEMO)
 	$(BIN)/python -m eval.latency --model=$(DEMO)/model.tflite --output_dir=$(DEMO)
+	$(BIN)/python -m eval.report --rows=$(DEMO)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ def test_a_recipe_adds_columns_once():
     [
         ({"table": None}, "one of --table and --figure"),
         ({"figure": 3}, "one of --table and --figure"),
-        ({"table": 7}, "--table=7 is not one of 1, 2, 3, 4, 5, 6"),
+        ({"table": 8}, "--table=8 is not one of 1, 2, 3, 4, 5, 6, 7"),
         ({"table": None, "figure": 4}, "--figure=4 is not one of 3, 10, 11, 18, 19, 20"),
         ({"dataset": None}, "--dataset is needed"),
         ({"limit": 0}, "--limit=0: at least 1 image"),
