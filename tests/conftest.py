@@ -77,6 +77,34 @@ def small_cifar():
 
 
 @pytest.fixture(scope="session")
+def adb_daemons():
+    """Skips, by name, where this host cannot run adb's daemon; in CI that is a failure."""
+    from lowbit.devices import debian, namespace
+
+    try:
+        with namespace.phone(namespace.amd64_system()):
+            pass
+    except (debian.DebianError, namespace.NamespaceError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"NO ADB DAEMON ON THIS HOST: {error}")
+
+
+@pytest.fixture(scope="session")
+def adb_words(adb_daemons, tmp_path_factory):
+    """Returns the words that start Debian's adb client, with a home of its own."""
+    from lowbit.devices import cache, debian
+
+    folder = cache.cache_folder() / "adb"
+    debian.unpack(["adb"], folder)
+    libraries = folder / "usr/lib/x86_64-linux-gnu/android"
+    program = folder / "usr/lib/android-sdk/platform-tools/adb"
+    home = tmp_path_factory.mktemp("home")
+    # TMPDIR: its log would go to the host's, under a name that users share.
+    return ["env", f"HOME={home}", f"TMPDIR={home}", f"LD_LIBRARY_PATH={libraries}", str(program)]
+
+
+@pytest.fixture(scope="session")
 def qualcomm():
     """Skips, by name, where Qualcomm's libraries are missing; in CI that is a failure.
 

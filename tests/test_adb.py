@@ -19,7 +19,7 @@ import pytest
 
 from eval import latency, on_phone
 from lowbit import integer_graph, tflite_file
-from lowbit.devices import adb, arm_root, cache, debian, namespace
+from lowbit.devices import adb, arm_root, cache, namespace
 
 pytestmark = pytest.mark.slow  # fetches 15 MB of packages, of the arm64 phone 100 MB, once
 
@@ -72,50 +72,30 @@ def sys_files(cores=4):
     return files
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """Returns the words that start Debian's client; skips, by name, where this host cannot do it."""
-    try:
-        folder = cache.cache_folder() / "adb"
-        debian.unpack(["adb"], folder)
-        with namespace.phone(namespace.amd64_system()):
-            pass
-    except (debian.DebianError, namespace.NamespaceError) as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"NO ADB DAEMON ON THIS HOST: {error}")
-    libraries = folder / "usr/lib/x86_64-linux-gnu/android"
-    program = folder / "usr/lib/android-sdk/platform-tools/adb"
-    home = tmp_path_factory.mktemp("home")
-    # Its log goes to TMPDIR, where another user's would make the server fail.
-    own = [f"HOME={home}", f"TMPDIR={home}"]
-    return ["env", *own, f"LD_LIBRARY_PATH={libraries}", str(program)]
-
-
 @pytest.fixture
-def lab(words, tmp_path):
+def lab(adb_words, tmp_path):
     """A phone's daemon, and the client's path."""
-    with running(namespace.amd64_system(), words, tmp_path) as found:
+    with running(namespace.amd64_system(), adb_words, tmp_path) as found:
         yield found
 
 
 @pytest.fixture(params=["amd64", "cortex-a53"])
-def any_lab(request, words, tmp_path):
+def any_lab(request, adb_words, tmp_path):
     """The daemon of this processor, and the emulated phone's."""
     if request.param == "amd64":
         system = namespace.amd64_system()
     else:
         system = namespace.arm64_system(arm_root.set_up(), request.param)
-    with running(system, words, tmp_path) as found:
+    with running(system, adb_words, tmp_path) as found:
         yield found
 
 
 @contextlib.contextmanager
-def running(system, words, tmp_path):
+def running(system, adb_words, tmp_path):
     with namespace.phone(
         system, properties=PROPERTIES, files=sys_files(), data_bytes=4 * 2**20
     ) as phone:
-        client = phone.program(words, tmp_path / "adb")
+        client = phone.program(adb_words, tmp_path / "adb")
         attach(client, phone.port)
         yield phone, str(client)
         subprocess.run([client, "kill-server"], capture_output=True)
@@ -201,11 +181,11 @@ def test_commands_files_and_exit_codes(any_lab, tmp_path):
     assert left(device) == []
 
 
-def test_no_client_and_no_device(words, tmp_path):
+def test_no_client_and_no_device(adb_words, tmp_path):
     with pytest.raises(adb.AdbError, match="'no_such_adb' is missing: install"):
         adb.connect(program="no_such_adb")
     with namespace.phone(namespace.amd64_system()) as phone:
-        client = str(phone.program(words, tmp_path / "adb"))
+        client = str(phone.program(adb_words, tmp_path / "adb"))
         with pytest.raises(adb.AdbError, match="no device is attached: enable USB debugging"):
             adb.connect(program=client)
         with pytest.raises(adb.AdbError, match="no device 'X1' is attached; attached: none"):
@@ -494,14 +474,14 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_remove(lab, tmp_
     assert "sleep 100" not in adb.shell(device, "ps -eo args").stdout
 
 
-def test_the_emulated_phone_runs_litert(words, tmp_path, model):
+def test_the_emulated_phone_runs_litert(adb_words, tmp_path, model):
     """An arm64 daemon under qemu, LiteRT's own benchmark on it: the way of a phone, in full."""
     root = arm_root.set_up()
     properties = PROPERTIES | {"ro.soc.manufacturer": "QEMU", "ro.soc.model": "cortex-a76"}
     system = namespace.arm64_system(root, "cortex-a76")
     programs = {"/system/bin/python3": '#!/bin/sh\nexec python3.11 "$@"\n'}
     with namespace.phone(system, properties=properties, programs=programs) as phone:
-        client = phone.program(words, tmp_path / "adb")
+        client = phone.program(adb_words, tmp_path / "adb")
         attach(client, phone.port)
         given = arguments(str(client), tmp_path, model, benchmark_binary=None)
         row = on_phone.measure(**given, cores=["any"], threads=[1], runs=3, warmup_runs=1)

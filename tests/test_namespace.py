@@ -12,42 +12,20 @@ import numpy as np
 import pytest
 
 from lowbit import integer_graph, tflite_file
-from lowbit.devices import arm_emulator, arm_root, cache, debian, namespace
+from lowbit.devices import arm_emulator, arm_root, namespace
 
 pytestmark = pytest.mark.slow  # fetches packages of Debian and wheels, once
 
 
-@pytest.fixture(scope="module")
-def possible():
-    """Skips, by name, where this host cannot do it; in CI that is a failure."""
-    try:
-        with namespace.phone(namespace.amd64_system()):
-            pass
-    except (debian.DebianError, namespace.NamespaceError) as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"NO ADB DAEMON ON THIS HOST: {error}")
-
-
-@pytest.fixture(scope="module")
-def adb(possible, tmp_path_factory):
-    """Returns the words that start Debian's adb client, with a home of its own."""
-    folder = cache.cache_folder() / "adb"
-    debian.unpack(["adb"], folder)
-    home = tmp_path_factory.mktemp("home")
-    libraries = folder / "usr/lib/x86_64-linux-gnu/android"
-    program = folder / "usr/lib/android-sdk/platform-tools/adb"
-    # TMPDIR: its log would go to the host's, under a name that users share.
-    return ["env", f"HOME={home}", f"TMPDIR={home}", f"LD_LIBRARY_PATH={libraries}", str(program)]
-
-
-def say(device, adb, *arguments):
+def say(device, adb_words, *arguments):
     """Returns what the client prints."""
-    done = device.run([*adb, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    done = device.run(
+        [*adb_words, *arguments], capture_output=True, text=True, timeout=60, check=True
+    )
     return done.stdout
 
 
-def test_the_emulated_phone_counts_the_same_through_adb(adb, tmp_path):
+def test_the_emulated_phone_counts_the_same_through_adb(adb_words, tmp_path):
     root = arm_root.set_up()
     shape = (1, 8, 8, 16)
     quantization = integer_graph.Quantization(np.full(1, 0.1, np.float32), np.zeros(1, np.int64))
@@ -59,18 +37,18 @@ def test_the_emulated_phone_counts_the_same_through_adb(adb, tmp_path):
     (tmp_path / "run.py").write_text(arm_emulator.SCRIPT)
     (tmp_path / "given").write_bytes(arm_emulator.pack([content], [inputs], "m"))
     with namespace.phone(namespace.arm64_system(root, "cortex-a76")) as device:
-        say(device, adb, "connect", device.address)
+        say(device, adb_words, "connect", device.address)
         for name in ("run.py", "given"):
-            say(device, adb, "push", str(tmp_path / name), "/data/local/tmp/")
+            say(device, adb_words, "push", str(tmp_path / name), "/data/local/tmp/")
         say(
             device,
-            adb,
+            adb_words,
             "shell",
             "cd /data/local/tmp; QEMU_PLUGIN=file=/plugin/icount.so,out=counts "
             "python3.11 run.py 3 1 < given > made",
         )
         for name in ("made", "counts"):
-            say(device, adb, "pull", f"/data/local/tmp/{name}", str(tmp_path))
+            say(device, adb_words, "pull", f"/data/local/tmp/{name}", str(tmp_path))
     made, counts = (tmp_path / "made").read_bytes(), (tmp_path / "counts").read_text()
     (through,) = arm_emulator.unpack(made, counts, [1], 3)
     np.testing.assert_array_equal(through.outputs[0], direct.outputs[0])
@@ -80,69 +58,72 @@ def test_the_emulated_phone_counts_the_same_through_adb(adb, tmp_path):
 
 
 @pytest.mark.parametrize("kind, machine", [("amd64", "x86_64"), ("cortex-a53", "aarch64")])
-def test_the_client_speaks_to_the_daemon(kind, machine, adb, tmp_path):
+def test_the_client_speaks_to_the_daemon(kind, machine, adb_words, tmp_path):
     if kind == "amd64":
         system = namespace.amd64_system()
     else:
         system = namespace.arm64_system(arm_root.set_up(), kind)
     properties = {"ro.product.model": "Bob's"}
     with namespace.phone(system, properties=properties, files={"/sys/odd": "odd\n"}) as device:
-        assert "connected to 127.0.0.1:5999" in say(device, adb, "connect", device.address)
-        assert say(device, adb, "devices").splitlines()[1:] == ["127.0.0.1:5999\tdevice", ""]
-        assert say(device, adb, "shell", "uname -m").strip() == machine
-        assert say(device, adb, "shell", "getprop ro.product.model; cat /sys/odd") == "Bob's\nodd\n"
+        assert "connected to 127.0.0.1:5999" in say(device, adb_words, "connect", device.address)
+        assert say(device, adb_words, "devices").splitlines()[1:] == ["127.0.0.1:5999\tdevice", ""]
+        assert say(device, adb_words, "shell", "uname -m").strip() == machine
+        assert (
+            say(device, adb_words, "shell", "getprop ro.product.model; cat /sys/odd")
+            == "Bob's\nodd\n"
+        )
         if kind != "amd64":
-            assert "CPU part\t: 0xd03\n" in say(device, adb, "shell", "cat /proc/cpuinfo")
+            assert "CPU part\t: 0xd03\n" in say(device, adb_words, "shell", "cat /proc/cpuinfo")
             imported = "import ai_edge_litert.interpreter, platform; print(platform.machine())"
             command = f'python3.11 -c "{imported}"'
-            assert say(device, adb, "shell", command).strip() == machine
+            assert say(device, adb_words, "shell", command).strip() == machine
         sent, back = tmp_path / "sent", tmp_path / "back"
         sent.write_bytes(os.urandom(100_000))
-        say(device, adb, "push", str(sent), "/data/local/tmp/sent")
-        say(device, adb, "pull", "/data/local/tmp/sent", str(back))
+        say(device, adb_words, "push", str(sent), "/data/local/tmp/sent")
+        say(device, adb_words, "pull", "/data/local/tmp/sent", str(back))
         assert back.read_bytes() == sent.read_bytes()
         failed = device.run(
-            [*adb, "shell", "echo wrong >&2; exit 7"], capture_output=True, text=True
+            [*adb_words, "shell", "echo wrong >&2; exit 7"], capture_output=True, text=True
         )
         assert (failed.returncode, failed.stderr) == (7, "wrong\n")
 
 
-def test_the_root_is_read_only_and_its_data_folder_fills_up(adb, tmp_path):
+def test_the_root_is_read_only_and_its_data_folder_fills_up(adb_words, tmp_path):
     large = tmp_path / "large"
     large.write_bytes(bytes(2**21))
     with namespace.phone(namespace.amd64_system(), data_bytes=2**20) as device:
-        say(device, adb, "connect", device.address)
+        say(device, adb_words, "connect", device.address)
         done = device.run(
-            [*adb, "push", str(large), "/data/local/tmp/"], capture_output=True, text=True
+            [*adb_words, "push", str(large), "/data/local/tmp/"], capture_output=True, text=True
         )
         assert done.returncode and "No space left on device" in done.stderr + done.stdout
-        done = device.run([*adb, "shell", "touch /usr/x"], capture_output=True, text=True)
+        done = device.run([*adb_words, "shell", "touch /usr/x"], capture_output=True, text=True)
         assert done.returncode and "Read-only file system" in done.stderr
 
 
-def test_daemons_come_and_go(adb):
+def test_daemons_come_and_go(adb_words):
     with namespace.phone(namespace.amd64_system()) as device:
-        say(device, adb, "connect", device.address)
+        say(device, adb_words, "connect", device.address)
         device.start_daemon(6001)
-        say(device, adb, "connect", "127.0.0.1:6001")
-        assert say(device, adb, "devices").count("\tdevice") == 2
+        say(device, adb_words, "connect", "127.0.0.1:6001")
+        assert say(device, adb_words, "devices").count("\tdevice") == 2
         device.signal_daemon(6001, signal.SIGKILL)
         end = time.monotonic() + 10
-        while "6001\tdevice" in say(device, adb, "devices") and time.monotonic() < end:
+        while "6001\tdevice" in say(device, adb_words, "devices") and time.monotonic() < end:
             time.sleep(0.1)
-        assert say(device, adb, "devices").count("\tdevice") == 1
+        assert say(device, adb_words, "devices").count("\tdevice") == 1
         device.start_daemon(6001)
-        say(device, adb, "disconnect", "127.0.0.1:6001")
-        assert "connected" in say(device, adb, "connect", "127.0.0.1:6001")
+        say(device, adb_words, "disconnect", "127.0.0.1:6001")
+        assert "connected" in say(device, adb_words, "connect", "127.0.0.1:6001")
         with pytest.raises(namespace.NamespaceError, match="KeyError: 6002"):
             device.signal_daemon(6002)
         with pytest.raises(namespace.NamespaceError, match="port 6001 is taken"):
             device.start_daemon(6001)
 
 
-def test_a_program_of_the_phone_for_tools_outside(adb, tmp_path):
+def test_a_program_of_the_phone_for_tools_outside(adb_words, tmp_path):
     with namespace.phone(namespace.amd64_system()) as device:
-        program = device.program(adb, tmp_path / "adb")
+        program = device.program(adb_words, tmp_path / "adb")
         done = subprocess.run([program, "connect", device.address], capture_output=True, check=True)
         assert b"connected" in done.stdout
         done = subprocess.run([program, "shell", "echo 'a b'; exit 3"], capture_output=True)
@@ -151,7 +132,7 @@ def test_a_program_of_the_phone_for_tools_outside(adb, tmp_path):
     assert done.returncode  # there is nothing to enter any more
 
 
-def test_a_killed_caller_leaves_no_process_and_no_mount(possible):
+def test_a_killed_caller_leaves_no_process_and_no_mount(adb_daemons):
     script = textwrap.dedent("""
         import time
         from lowbit.devices import namespace
@@ -172,7 +153,7 @@ def test_a_killed_caller_leaves_no_process_and_no_mount(possible):
     assert "lowbit-phone" not in pathlib.Path("/proc/self/mounts").read_text()
 
 
-def test_where_namespaces_are_forbidden_the_kernels_word_is_told(possible):
+def test_where_namespaces_are_forbidden_the_kernels_word_is_told(adb_daemons):
     """Within a user namespace that may have no network of its own."""
     script = textwrap.dedent("""
         from lowbit.devices import namespace

@@ -9,14 +9,12 @@ package ethos-u-vela, of the extra `[npu]`.
 
 import csv
 import dataclasses
-import importlib.metadata
-import importlib.util
 import pathlib
 import re
 import tempfile
 
 from lowbit import lint, runtimes
-from lowbit.devices import remaining
+from lowbit.devices import pinned, remaining
 
 VERSION = "5.2.0"  # its estimates change from version to version
 # accelerator: (system configuration, memory mode) of Vela's own vela.ini, the ones that Vela takes
@@ -57,14 +55,7 @@ class Estimate:
 
 def check_installed() -> None:
     """Raises ValueError where Vela is missing, or is another version."""
-    if importlib.util.find_spec("ethosu") is None:
-        raise ValueError(
-            f"the package ethos-u-vela is missing: pip install 'lowbit[npu]', or "
-            f"ethos-u-vela=={VERSION}"
-        )
-    found = importlib.metadata.version("ethos-u-vela")
-    if found != VERSION:
-        raise ValueError(f"ethos-u-vela is {found}; estimates are those of {VERSION}")
+    pinned.check({"ethos-u-vela": VERSION}, "npu", "estimates are those of")
 
 
 def estimate(content: bytes, accelerator: str, name: str = "model") -> Estimate:

@@ -17,7 +17,6 @@ extra `[hexagon]`, at those versions; docs/hexagon.md tells their licence.
 
 import csv
 import dataclasses
-import importlib.metadata
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lowbit import integer_graph, runtimes
+from lowbit.devices import pinned
 
 # Codes and cycles are those of these versions.
 VERSIONS = {"onnx": "1.23.2", "onnxruntime": "1.31.1", "onnxruntime-qnn": "2.7.0"}
@@ -116,19 +116,7 @@ class Cycles:
 
 def check_installed() -> None:
     """Raises ValueError where a package is missing, or is another version."""
-    for package, wanted in VERSIONS.items():
-        try:
-            found = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ValueError(
-                f"the package {package} is missing: pip install 'lowbit[hexagon]', or "
-                f"{package}=={wanted}"
-            ) from error
-        if found != wanted:
-            raise ValueError(
-                f"{package} is {found}, but codes and cycles of the emulated HTP are those of "
-                f"{wanted}: pip install 'lowbit[hexagon]', or {package}=={wanted}"
-            )
+    pinned.check(VERSIONS, "hexagon", "codes and cycles of the emulated HTP are those of")
 
 
 def run(

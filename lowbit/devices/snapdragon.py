@@ -12,7 +12,6 @@ What is delegated says nothing about integers: the NPU takes a float file, too, 
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 import re
@@ -22,7 +21,7 @@ import subprocess
 import tempfile
 
 from lowbit import lint, runtimes, tflite_file, tflite_view
-from lowbit.devices import remaining
+from lowbit.devices import pinned, remaining
 
 # Built for one another, nearly: the plugin for QNN 2.50, the libraries are QNN 2.51.
 VERSIONS = {"ai-edge-litert": "2.3.0", "onnxruntime-qnn": "2.7.0"}
@@ -102,19 +101,7 @@ def check_soc(soc: str) -> None:
 
 def check_installed() -> None:
     """Raises ValueError where a package is missing or another version, or there is no gcc."""
-    for package, wanted in VERSIONS.items():
-        try:
-            found = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ValueError(
-                f"the package {package} is missing: pip install 'lowbit[hexagon]', or "
-                f"{package}=={wanted}"
-            ) from error
-        if found != wanted:
-            raise ValueError(
-                f"{package} is {found}, but compiling is known to work with {wanted}: pip install "
-                f"'lowbit[hexagon]', or {package}=={wanted}"
-            )
+    pinned.check(VERSIONS, "hexagon", "compiling is known to work with")
     if shutil.which("gcc") is None:
         raise ValueError(
             f"gcc is missing: LiteRT's plugin is linked to {_STUB}, of which it uses nothing and for "
