@@ -459,19 +459,24 @@ def test_no_tool_on_the_device(lab, tmp_path, model):
 
 def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_remove(lab, tmp_path, model):
     _, client = lab
-    slow = BENCHMARK.replace("case", "exec sleep 100\ncase", 1)
+    slow = BENCHMARK.replace("case", "exec sleep 1234\ncase", 1)
     given = arguments(client, tmp_path, model, benchmark_binary=binary(tmp_path, slow))
     script = f"from eval import on_phone; on_phone.measure(**{given!r})"
-    running = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     device = adb.connect(program=client)
-    wait_until(lambda: "sleep 100" in adb.shell(device, "ps -eo args").stdout, 60)
-    running.kill()
-    running.communicate()
+
+    def sleeps():
+        return "sleep 1234" in adb.shell(device, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
+
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) as run:
+        try:
+            wait_until(sleeps, 60)
+        finally:
+            run.kill()
     assert len(left(device)) == 1
     row = on_phone.measure(**arguments(client, tmp_path, model))
     assert json.dumps(row)
     assert left(device) == []
-    assert "sleep 100" not in adb.shell(device, "ps -eo args").stdout
+    assert not sleeps()
 
 
 def test_the_emulated_phone_runs_litert(adb_words, tmp_path, model):
