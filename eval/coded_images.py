@@ -60,8 +60,8 @@ def check(graph: integer_graph.IntegerGraph, name: str) -> None:
     for end in (*graph.inputs, *graph.outputs):
         if graph.tensors[end].dtype not in ("int8", "uint8"):
             raise ValueError(
-                f"{name}: {end} is {graph.tensors[end].dtype}; devices are compared by codes: export "
-                "with --io=int8"
+                f"{name}: {end} is {graph.tensors[end].dtype}; devices are compared by codes of 8 "
+                "bits: quantize with 8-bit activations, export with --io=int8"
             )
     shape = graph.tensors[graph.inputs[0]].shape
     if len(shape) != 4 or shape[0] != 1:

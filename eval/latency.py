@@ -19,7 +19,7 @@ devices host and adb have a latency: the others are emulated or estimated, and s
 import dataclasses
 
 from eval import on_arm_emulator, on_hexagon_emulator, on_host, on_microcontroller, on_phone
-from lowbit import cli, runtimes
+from lowbit import cli, results, runtimes
 from lowbit.devices import arm_root, ethos_u
 
 DEVICES = ("host", "adb", "arm-emulator", "hexagon-emulator", *on_microcontroller.DEVICES)
@@ -106,8 +106,33 @@ class Config:
     )
 
 
+# Whose a flag is; the others are of every device.
+_IMAGES = ("arm-emulator", "hexagon-emulator", "tflite-micro")
+_DEVICES_OF = {
+    **dict.fromkeys(("threads", "beside", "warmup_runs", "runs"), ("host", "adb")),
+    "kernels": ("host",),
+    **dict.fromkeys(("serial", "adb", "benchmark_binary", "delegate"), ("adb",)),
+    **dict.fromkeys(("delegate_libraries", "cores", "xnnpack", "rounds", "cool_down_s"), ("adb",)),
+    "op_profile": ("adb", "arm-emulator"),
+    **dict.fromkeys(("cpu", "float_model", "repeats", "split"), ("arm-emulator",)),
+    **dict.fromkeys(("dataset", "limit", "preprocess"), _IMAGES),
+    "accelerator": ("ethos-u",),
+}
+
+
 def measure(config: Config) -> dict:
-    """Runs the command; returns its result row."""
+    """Runs the command; returns its result row.
+
+    Raises:
+      ValueError: for a flag of another device, and as the device's own `measure`.
+    """
+    for item in dataclasses.fields(config):
+        devices = _DEVICES_OF.get(item.name, DEVICES)
+        if config.device not in devices and getattr(config, item.name) != item.default:
+            raise ValueError(
+                f"--{item.name} is of --device={', '.join(devices)}, not of {config.device}"
+            )
+    results.check_folder(config.output_dir)
     if config.device == "host":
         return on_host.measure(
             config.model,

@@ -1,7 +1,6 @@
 """The rows that the tools wrote: found in folders, chosen by model, the latest of each measurement."""
 
 import ast
-import csv
 import dataclasses
 import math
 import os
@@ -122,9 +121,13 @@ class Row:
         return SOURCES[self.source].emulated or any(
             word in value.lower() or (word in name.lower() and _yes(value))
             for name, value in self.cells.items()
-            if name not in ("model", "versions", "beside", "ratio_of")
+            if name not in _NAMES
             for word in ("emulat", "simulated", "estimated")
         )
+
+
+# Cells that hold names of the user's.
+_NAMES = ("model", "versions", "beside", "ratio_of", "dataset", "reference", "command", "file")
 
 
 def _yes(value):
@@ -169,10 +172,7 @@ def read(
       ValueError: where it is no CSV, lacks a required column, a line has too few or many cells, or a
         cell is no number.
     """
-    try:
-        rows = results.read_rows(path)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV file of text: {error}") from error
+    rows = results.read_rows(path)
     for number, row in enumerate(rows, 1):
         missing = [name for name in required if name not in row]
         if missing:
@@ -180,8 +180,6 @@ def read(
                 f"{path} has no column {', '.join(missing)}; it has "
                 f"{', '.join(str(name) for name in row if name is not None)[:200]}"
             )
-        if None in row or None in row.values():
-            raise ValueError(f"{path}: row {number} has more or fewer cells than the first line")
         for name in drawn:
             text = row.get(name, "")
             if (text or name in required) and not _is_drawable(text, finite):
@@ -320,6 +318,8 @@ def flat(text: str) -> str:
     try:
         found = ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        return text
+    if not isinstance(found, dict):
         return text
     pairs = []
     for name, value in found.items():

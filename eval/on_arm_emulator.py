@@ -85,6 +85,12 @@ def measure(
             f"{float_model} takes images of {other.input.shape[1:]}, {model} of "
             f"{opened.input.shape[1:]}: not the same network"
         )
+    if other is not None and any(
+        other.graph.tensors[name].dtype != "float32"
+        for node in other.graph.nodes
+        for name in node.outputs
+    ):
+        raise ValueError(f"{float_model} computes in integers; the ratio is of float to integers")
     text = preprocessing.first_known(model, preprocess, opened.facts.get("preprocess"))
     split = split or datasets.default_split(dataset)
     images = datasets.open_dataset(dataset, split)

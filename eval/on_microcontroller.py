@@ -55,7 +55,10 @@ def measure(
     if device == "tflite-micro":
         rows = [common | _micro_row(content, model, dataset, images, preprocess)]
     else:
-        rows = [common | _ethos_u_row(content, model, each) for each in accelerator.split(",")]
+        rows = [
+            common | _ethos_u_row(content, model, each)
+            for each in accelerator.replace(" ", "").split(",")
+        ]
     columns = [name for name in _SHOWN if name in rows[0]]
     print(results.table(rows, columns), file=sys.stderr)
     for row in rows:

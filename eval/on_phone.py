@@ -133,6 +133,11 @@ def measure(
       adb.AdbError: where the device is missing, goes away or has no space.
     """
     _check(models, delegate, delegate_libraries, threads, rounds, benchmark_binary)
+    if runs < 1 or warmup_runs < 0 or not 0 <= cool_down_s < float("inf"):
+        raise ValueError(
+            f"--runs={runs} must be at least 1, --warmup_runs={warmup_runs} and "
+            f"--cool_down_s={cool_down_s} at least 0"
+        )
     contents = {path: tflite_file.load_bytes(path) for path in models}
     for path, content in contents.items():
         lint.verify(content, path)
@@ -141,6 +146,8 @@ def measure(
     logging.info("%s", _described(about))
     with adb.work_folder(device) as folder:
         tool = _tool(device, folder, benchmark_binary, delegate)
+        if op_profile and tool.is_newer:
+            raise ValueError(f"{tool.name} has no op profile; benchmark_model has")
         remote = {path: f"{folder}/{number}.tflite" for number, path in enumerate(models)}
         for path, name in remote.items():
             adb.push(device, path, name)
@@ -188,6 +195,10 @@ def _check(models, delegate, libraries, threads, rounds, binary):
     for path in [*libraries, *([binary] if binary else [])]:
         if not os.path.isfile(path):
             raise ValueError(f"{path}: no such file")
+    files = [os.path.realpath(path) for path in models]
+    for path in models:
+        if files.count(os.path.realpath(path)) > 1:
+            raise ValueError(f"{path} is named twice; a file is timed once in each round")
     if delegate in _LIBRARIES and not libraries:
         raise ValueError(
             f"--delegate={delegate} needs --delegate_libraries: {_LIBRARIES[delegate]}"
@@ -237,7 +248,7 @@ def _plan(models, about, tool, delegate, cores, threads, xnnpack) -> list[Config
             chosen.append(None)
         elif name in named:
             chosen.append(named[name])
-        elif len(named) == 1:
+        elif len(named) == 1 and name in ("big", "mid", "little"):
             chosen.append(next(iter(named.values())))  # all cores are alike
         else:
             raise ValueError(f"--cores: no {name!r} on this device; it has {', '.join(named)}, any")
@@ -310,8 +321,6 @@ _COMPUTED = {benchmark_output.PARTLY: "a part", benchmark_output.NOT: "nothing"}
 
 
 def _profile(device, tool, one, command, output_dir):
-    if tool.is_newer:
-        raise ValueError(f"{tool.name} has no op profile; benchmark_model has")
     for operator in _run(device, tool, one, command).operators:
         row = {
             "model": one.model,
@@ -366,6 +375,7 @@ def _row(one, found, warmest, about, start, tool, size_bytes):
         "threads": one.threads,
         "xnnpack": one.xnnpack if one.delegate == "cpu" else None,
         "rounds": len(found),
+        "runs": found[-1].runs,
         "latency_ms": round(statistics.median(averages), 4),
         "latency_ms_lowest": round(min(averages), 4),
         "latency_ms_highest": round(max(averages), 4),

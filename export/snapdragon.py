@@ -12,6 +12,7 @@ libraries.
 """
 
 import dataclasses
+import os
 import sys
 import time
 
@@ -43,6 +44,10 @@ def export(config: Config) -> dict:
     snapdragon.check_soc(config.soc)
     manifest.check_output(config.output, ".tflite")
     content = tflite_file.load_bytes(config.model)
+    if os.path.exists(config.output) and os.path.samefile(config.model, config.output):
+        raise ValueError(
+            f"--output={config.output} is --model: the compiled file runs on the {config.soc} alone"
+        )
     compiled = snapdragon.compile_for(content, config.soc, config.model)
     if compiled.left:
         text = (

@@ -1,6 +1,7 @@
 """Result rows: each measured row is appended to a CSV file and explains itself."""
 
 import csv
+import fcntl
 import importlib.metadata
 import io
 import json
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import lowbit
 from lowbit import files
+
+_LONGEST_CELL = 2**24  # a list of operators; Python's own limit is 131,072
 
 
 def versions() -> dict[str, str]:
@@ -25,16 +28,50 @@ def versions() -> dict[str, str]:
 
 
 def append_row(path: str | os.PathLike, row: Mapping) -> None:
-    """Appends a row to a CSV; new columns go to the right, older rows leave them empty."""
-    write_rows(path, [*read_rows(path), row])
+    """Appends a row to a CSV; new columns go to the right, older rows leave them empty.
+
+    Runs side by side wait for each other.  Raises ValueError where the file is damaged.
+    """
+    folder = pathlib.Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        write_rows(path, [*read_rows(path), row])
+    finally:
+        os.close(handle)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Returns the rows of a CSV as text, none where there is no file."""
+    """Returns the rows of a CSV as text, none where there is no file.
+
+    Raises ValueError where it is no CSV, or a line has more or fewer cells than the first.
+    """
     if not os.path.exists(path):
         return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file of text: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: row {number} has more or fewer cells than the first line")
+    return rows
+
+
+def check_folder(path: str | os.PathLike) -> None:
+    """Makes a folder for rows; raises OSError where they cannot be written there.
+
+    Called before what takes long.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"--output_dir={path} is no folder that can be made: {error}") from error
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"--output_dir={path} is not writable")
 
 
 def write_rows(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:

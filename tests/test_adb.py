@@ -326,6 +326,18 @@ def test_disconnected_for_good(any_lab, monkeypatch):
     assert left(device) == []
 
 
+def test_one_run_at_a_time(lab):
+    _, client = lab
+    device = adb.connect(program=client)
+    with adb.work_folder(device) as folder:
+        with pytest.raises(adb.AdbError, match="another run is at work on it"):
+            with adb.work_folder(device):
+                pass
+        assert left(device) == [folder]
+    with adb.work_folder(device):
+        pass
+
+
 def test_no_space(any_lab, tmp_path):
     _, client = any_lab
     device = adb.connect(program=client)
@@ -451,6 +463,10 @@ def test_no_tool_on_the_device(lab, tmp_path, model):
         ({"delegate": "dsp"}, "--delegate=dsp is not one of cpu, gpu"),
         ({"benchmark_binary": "nowhere"}, "nowhere: no such file"),
         ({"rounds": 2}, "3 rounds are the least"),
+        ({"runs": -5}, "--runs=-5 must be at least 1"),
+        ({"cool_down_s": float("nan")}, "--cool_down_s=nan at least 0"),
+        ({"models": [model, f"{os.path.dirname(model)}/./m.tflite"]}, "is named twice"),
+        ({"cores": ["bigg"]}, "no 'bigg' on this device"),
     ):
         with pytest.raises(ValueError, match=message):
             on_phone.measure(**arguments(client, tmp_path, model, **flags))
@@ -482,10 +498,8 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_remove(lab, tmp_
 def test_the_emulated_phone_runs_litert(adb_words, tmp_path, model):
     """An arm64 daemon under qemu, LiteRT's own benchmark on it: the way of a phone, in full."""
     root = arm_root.set_up()
-    properties = PROPERTIES | {"ro.soc.manufacturer": "QEMU", "ro.soc.model": "cortex-a76"}
     system = namespace.arm64_system(root, "cortex-a76")
-    programs = {"/system/bin/python3": '#!/bin/sh\nexec python3.11 "$@"\n'}
-    with namespace.phone(system, properties=properties, programs=programs) as phone:
+    with namespace.phone(system) as phone:
         client = phone.program(adb_words, tmp_path / "adb")
         attach(client, phone.port)
         given = arguments(str(client), tmp_path, model, benchmark_binary=None)

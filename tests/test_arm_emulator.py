@@ -346,6 +346,8 @@ def test_arguments_and_damaged_files_are_refused_before_anything_is_set_up(monke
         small = str(tmp_path / "small.tflite")
         files.save_bytes(relu((1, 4, 4, 3)), small)
         on_arm_emulator.measure(**measure, float_model=small)
+    with pytest.raises(ValueError, match="computes in integers; the ratio is of float to integers"):
+        on_arm_emulator.measure(**measure, float_model=measure["model"])
 
 
 @pytest.mark.parametrize("system, machine", [("Darwin", "x86_64"), ("Linux", "aarch64")])

@@ -145,3 +145,21 @@ def test_what_cannot_be_timed_is_named_and_leaves_no_row(files, tmp_path, option
     with pytest.raises((ValueError, OSError), match=message):
         on_host.measure(files["int8"], output_dir=str(tmp_path / "rows"), **options)
     assert not (tmp_path / "rows").exists()
+
+
+def test_flags_of_another_device_are_refused(digits_files, tmp_path):
+    model = str(digits_files / "m.tflite")
+    for flags, message in (
+        ({"delegate": "gpu"}, "--delegate is of --device=adb, not of host"),
+        (
+            {"device": "ethos-u", "threads": "2"},
+            "--threads is of --device=host, adb, not of ethos-u",
+        ),
+        ({"dataset": "digits"}, "--dataset is of --device=arm-emulator, hexagon-emulator, tflite-"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            latency.measure(latency.Config(model=model, output_dir=str(tmp_path / "rows"), **flags))
+    assert not (tmp_path / "rows").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="--output_dir=.*file is no folder that can be made"):
+        latency.measure(latency.Config(model=model, output_dir=str(tmp_path / "file")))

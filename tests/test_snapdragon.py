@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pathlib
 import shutil
 
 import keras
@@ -205,6 +206,14 @@ def test_bad_flags_stop_before_the_compiler(path, tmp_path, monkeypatch, soc, ou
     monkeypatch.setattr(snapdragon, "compile_for", None)
     with pytest.raises(ValueError, match=message):
         tool.export(tool.Config(path("w8a8"), soc, str(tmp_path / output)))
+
+
+def test_the_file_itself_is_not_overwritten(path):
+    model = path("w8a8")
+    before = pathlib.Path(model).read_bytes()
+    with pytest.raises(ValueError, match="is --model: the compiled file runs on the SM8650 alone"):
+        tool.export(tool.Config(model, "SM8650", model))
+    assert pathlib.Path(model).read_bytes() == before
 
 
 def test_without_gcc_the_message_says_why(path, tmp_path, monkeypatch):

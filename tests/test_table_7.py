@@ -61,6 +61,26 @@ def test_published_beside_measured():
     assert "float, instructions" not in table_7.overview(ROWS[:1])[1]
 
 
+def test_an_emulated_phone_is_called_one():
+    """Rows come from the CSV, as text, or from a run."""
+    for emulated in (True, "True"):
+        lines, _ = table_7.overview([ROWS[0] | {"emulated": emulated}])
+        assert lines[0]["device"].startswith("emulated Pixel 2")
+    assert table_7.overview([ROWS[0] | {"emulated": "False"}])[0][0]["device"].startswith("adb")
+
+
+def test_a_network_that_has_changed_is_made_again(tmp_path):
+    model = tmp_path / "mine.keras"
+    network = networks.Network("mine", str(model))
+    given = config(tmp_path, tmp_path)
+    names = []
+    for content in (b"a", b"bb"):
+        model.write_bytes(content)
+        names.append(table_7.commands_of(given, network)[1][-1])
+    assert names[0] != names[1]
+    assert table_7.commands_of(given, network)[1][-1] == names[1]
+
+
 def test_on_a_phone_the_papers_setting_unless_another_is_asked_for(tmp_path):
     given = config(tmp_path, tmp_path, device="adb", device_flags="--cores=little --serial='X 1'")
     network = networks.Network("mine", "mine.keras", preprocess="tf")

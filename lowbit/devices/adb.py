@@ -10,12 +10,15 @@ Every command has a time limit: a client waits for ever for a device that has go
 
 import contextlib
 import dataclasses
+import fcntl
 import re
 import secrets
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+
+from lowbit.devices import cache
 
 # Where Android lets the shell's user write and execute.
 BASE = "/data/local/tmp"
@@ -189,9 +192,29 @@ def work_folder(device: Device) -> Iterator[str]:
     """Yields a new folder on a device, and removes it and what runs in it, however the block ends.
 
     Folders that a killed run has left are removed first.  A device that goes away is given
-    RETURN_SECONDS to come back; where it does not, the error says what is left on it.
+    RETURN_SECONDS to come back; where it does not, the error says what is left on it.  One run at a
+    time: raises AdbError while another of this host is at work on the device.
     """
-    remove(device, f"{BASE}/{PREFIX}*")
+    with _alone(device):
+        remove(device, f"{BASE}/{PREFIX}*")
+        yield from _folder(device)
+
+
+@contextlib.contextmanager
+def _alone(device):
+    """Holds a lock of this host's for a device."""
+    folder = cache.cache_folder() / "phones"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.-]", "_", device.serial)
+    with open(folder / f"{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AdbError(f"device {device.serial}: another run is at work on it") from error
+        yield
+
+
+def _folder(device):
     folder = f"{BASE}/{PREFIX}{secrets.token_hex(4)}"
     made = shell(device, ["mkdir", "-p", folder])
     if made.returncode:

@@ -59,7 +59,8 @@ _PEAK = re.compile(
 # What a tool says of a delegate or a library that it does without.
 _TROUBLE = re.compile(
     r"^(?:Failed to |Could not create |.*[Dd]elegate is not supported|Unconsumed cmdline flags|"
-    r"Restored original execution plan|Benchmarking failed|hexagon_nn_config failed|CANNOT LINK)"
+    r"Restored original execution plan|Benchmarking failed|hexagon_nn_config failed|CANNOT LINK|"
+    r"FATAL ERROR)"
 )
 _PROFILE_OF_RUNS = "Operator-wise Profiling Info for Regular Benchmark Runs:"
 _RUN_ORDER = re.compile(r"^=+ Run Order =+$")

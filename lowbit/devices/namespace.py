@@ -44,6 +44,8 @@ class System:
     files: Mapping[str, str]  # path in the root: text
     environment: Mapping[str, str]  # of the daemon, and so of what it runs
     interpreter: str | None = None  # of the host, for arm64 programs
+    properties: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Android's
+    programs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path in the root: text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,14 @@ def arm64_system(root: arm_root.ArmRoot, cpu: str) -> System:
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         interpreter=str(qemu / "usr/bin/qemu-aarch64"),
+        # phone.read_phone takes the maker for what it says.
+        properties={
+            "ro.product.model": "emulated arm64",
+            "ro.product.cpu.abi": "arm64-v8a",
+            "ro.soc.manufacturer": "QEMU",
+            "ro.soc.model": cpu,
+        },
+        programs={"/system/bin/python3": '#!/bin/sh\nexec python3.11 "$@"\n'},
     )
 
 
@@ -162,7 +172,7 @@ def phone(
 
     Args:
       system: what it shows.
-      properties: Android's, for getprop, which is a script here.
+      properties: Android's, over those of the system, for getprop, which is a script here.
       files: more files of the root, text by absolute path; those of /proc lie over the kernel's.
       programs: more executable files, text by absolute path.
       data_bytes: what fits into /data/local/tmp.
@@ -180,7 +190,11 @@ def phone(
             "links": dict(system.links),
             "binds": dict(system.binds),
             "files": {**system.files, **(files or {})},
-            "programs": {"/system/bin/getprop": _getprop(properties or {}), **(programs or {})},
+            "programs": {
+                "/system/bin/getprop": _getprop({**system.properties, **(properties or {})}),
+                **system.programs,
+                **(programs or {}),
+            },
             "environment": dict(system.environment),
             "interpreter": system.interpreter,
             "data_bytes": data_bytes,
