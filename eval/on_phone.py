@@ -157,28 +157,32 @@ def measure(
         start = phone.read_state(device)
         found: dict[Configuration, list[benchmark_output.Benchmark]] = {one: [] for one in plan}
         warmest: dict[Configuration, list[float]] = {one: [] for one in plan}
-        with progress.bar("on the device", rounds * len(plan)) as update:
-            for number in range(rounds):
-                for place, one in enumerate(plan):
-                    _cool_down(device, start, cool_down_s)
-                    command = _command(tool, one, folder, remote[one.model], runs, warmup_runs)
-                    found[one].append(_run(device, tool, one, command))
-                    state = phone.read_state(device)
-                    if state.temperature_celsius is not None:
-                        warmest[one].append(state.temperature_celsius)
-                    update(number * len(plan) + place + 1)
-                if number + 1 >= _ROUNDS and all(map(_is_steady, found.values())):
-                    break
+        commands = {
+            one: _command(tool, one, folder, remote[one.model], runs, warmup_runs) for one in plan
+        }
+        rows: dict[Configuration, dict] = {}
+        try:
+            with progress.bar("on the device", rounds * len(plan)) as update:
+                for number in range(rounds):
+                    for place, one in enumerate(plan):
+                        _cool_down(device, start, cool_down_s)
+                        found[one].append(_run(device, tool, one, commands[one]))
+                        state = phone.read_state(device)
+                        if state.temperature_celsius is not None:
+                            warmest[one].append(state.temperature_celsius)
+                        update(number * len(plan) + place + 1)
+                    if number + 1 >= _ROUNDS and all(map(_is_steady, found.values())):
+                        break
+        finally:  # a failure in a late round does not cost what the earlier ones have told
+            for one in plan:
+                if len(found[one]) >= _ROUNDS:
+                    size_bytes = len(contents[one.model])
+                    rows[one] = _row(one, found[one], warmest[one], about, start, tool, size_bytes)
+                    results.append_row(os.path.join(output_dir, "phone.csv"), rows[one])
         if op_profile:
             for one in plan:
-                command = _command(tool, one, folder, remote[one.model], runs, warmup_runs)
-                _profile(device, tool, one, f"{command} --enable_op_profiling=true", output_dir)
-    rows = {
-        one: _row(one, found[one], warmest[one], about, start, tool, len(contents[one.model]))
-        for one in plan
-    }
-    for row in rows.values():
-        results.append_row(os.path.join(output_dir, "phone.csv"), row)
+                command = f"{commands[one]} --enable_op_profiling=true"
+                _profile(device, tool, one, command, about, output_dir)
     first = rows[plan[0]]
     every = [{name: row[name] for name in _SHORT} for row in rows.values()]
     return first | {"ratios": _ratios(rows, models[0]), "all": every}
@@ -320,10 +324,13 @@ def _run(device, tool, one, command) -> benchmark_output.Benchmark:
 _COMPUTED = {benchmark_output.PARTLY: "a part", benchmark_output.NOT: "nothing"}
 
 
-def _profile(device, tool, one, command, output_dir):
+def _profile(device, tool, one, command, about, output_dir):
     for operator in _run(device, tool, one, command).operators:
         row = {
             "model": one.model,
+            "phone": about.model,
+            "emulated": about.is_emulated,
+            "runtime": tool.name,
             "configuration": one.label,
             "operator": operator.kind,
             "name": operator.name,

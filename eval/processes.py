@@ -99,7 +99,7 @@ def _is_begun(command):
 
 
 def folder(work_dir: str, name: str, command: Sequence[str]) -> str:
-    """Returns the folder of a command's run, named by a digest of all that decides it."""
+    """Returns the folder of a command's run, named by a digest of its words."""
     digest = hashlib.sha256(json.dumps(list(command)).encode()).hexdigest()[:8]
     return f"{work_dir}/{name}_{digest}"
 

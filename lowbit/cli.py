@@ -15,6 +15,7 @@ row, and exit code 0.  Bad input: one line on stderr, exit code 1.
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import types
@@ -46,8 +47,11 @@ def run(main: Callable, config_class: type) -> None:
         _define(item, typing.get_type_hints(config_class)[item.name], values)
     program = f"python -m {_module_name(main)}"
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in sys.argv[1:]):
-        print(f"{sys.modules[main.__module__].__doc__}\n{program}, flags:\n")
-        print(values.main_module_help() or _all_help(values))
+        text = f"{sys.modules[main.__module__].__doc__}\n{program}, flags:\n"
+        try:
+            print(text, values.main_module_help() or _all_help(values), sep="\n", flush=True)
+        except BrokenPipeError:  # read by `head`, say, which has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
         rest = values(sys.argv)

@@ -452,6 +452,27 @@ def test_a_tool_that_fails(lab, tmp_path, model, script, message):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_failure_in_a_late_round_keeps_the_rounds_before(lab, tmp_path, model):
+    _, client = lab
+    count = "/data/local/tmp/count"
+    failing = BENCHMARK.replace(
+        "case", f"echo x >> {count}\nif [ $(wc -l < {count}) -gt 7 ]; then exit 9; fi\ncase", 1
+    )
+    # Averages that never agree: 4 ms, then 5.
+    failing = failing.replace("us=4000.5", f"us=$(( 4000 + 1000 * ($(wc -l < {count}) % 4 / 2) ))")
+    given = arguments(
+        client, tmp_path, model, benchmark_binary=binary(tmp_path, failing), rounds=10
+    )
+    with pytest.raises(ValueError, match="exit code 9"):
+        on_phone.measure(**given, threads=[1], xnnpack=[True])
+    with open(tmp_path / "results/phone.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["cores"], row["rounds"], row["steady"]) for row in rows] == [
+        ("big", "4", "False"),
+        ("little", "3", "False"),
+    ]
+
+
 def test_no_tool_on_the_device(lab, tmp_path, model):
     _, client = lab
     with pytest.raises(ValueError, match="no benchmark tool for the device: Google publishes"):

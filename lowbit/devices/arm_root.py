@@ -174,6 +174,8 @@ def set_up(folder: str | os.PathLike | None = None) -> ArmRoot:
     """
     check_host()
     folder = pathlib.Path(folder or cache.cache_folder() / "arm").absolute()
+    if not (folder / "plugin").exists():
+        _compiler()  # before minutes of downloads
     root = ArmRoot(folder, {})
     steps = {
         "qemu": lambda: _qemu(folder / "qemu"),
@@ -248,12 +250,16 @@ def _plugin_request():
     return {"source": source, "compile": list(_COMPILE)}
 
 
-def _plugin(folder):
-    """Compiles the plugin."""
+def _compiler():
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise ArmRootError("a C compiler is missing for the plugin that counts: install gcc")
-    _check_call([compiler, *_COMPILE, "-o", folder / "icount.so", _ICOUNT], "icount.c")
+    return compiler
+
+
+def _plugin(folder):
+    """Compiles the plugin."""
+    _check_call([_compiler(), *_COMPILE, "-o", folder / "icount.so", _ICOUNT], "icount.c")
     return {"source": _plugin_request()["source"][:12]}
 
 
