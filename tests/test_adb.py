@@ -23,7 +23,9 @@ from lowbit.devices import adb, arm_root, cache, namespace
 
 pytestmark = pytest.mark.slow  # fetches 15 MB of packages, of the arm64 phone 100 MB, once
 
-SECOND = 6001
+# Daemons side by side have networks of their own, but one machine: a run holds a lock for its serial.
+FIRST = namespace.PORT + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+SECOND = FIRST + 100
 KILOBYTE = 1024
 # Prints what a build of benchmark_model prints; its own binary is not to be had from a registry.
 BENCHMARK = """#!/bin/sh
@@ -93,7 +95,7 @@ def any_lab(request, adb_words, tmp_path):
 @contextlib.contextmanager
 def running(system, adb_words, tmp_path):
     with namespace.phone(
-        system, properties=PROPERTIES, files=sys_files(), data_bytes=4 * 2**20
+        system, properties=PROPERTIES, files=sys_files(), data_bytes=4 * 2**20, port=FIRST
     ) as phone:
         client = phone.program(adb_words, tmp_path / "adb")
         attach(client, phone.port)
@@ -163,7 +165,7 @@ def model(tmp_path_factory):
 def test_commands_files_and_exit_codes(any_lab, tmp_path):
     _, client = any_lab
     device = adb.connect(program=client)
-    assert device.serial == "127.0.0.1:5999"
+    assert device.serial == f"127.0.0.1:{FIRST}"
     done = adb.shell(device, "printf out; printf err >&2; exit 3")
     assert (done.returncode, done.stdout, done.stderr) == (3, "out", "err")
     assert adb.shell(device, ["printf", "%s", "a b'c\"$HOME"]).stdout == "a b'c\"$HOME"
@@ -197,13 +199,15 @@ def test_two_devices(any_lab):
     phone, client = any_lab
     phone.start_daemon(SECOND)
     attach(client, SECOND)
-    with pytest.raises(adb.AdbError, match=r"several devices .*5999 \(device\).*choose one with"):
+    with pytest.raises(
+        adb.AdbError, match=rf"several devices .*{FIRST} \(device\).*choose one with"
+    ):
         adb.connect(program=client)
     assert adb.connect(f"127.0.0.1:{SECOND}", client).serial == f"127.0.0.1:{SECOND}"
     # One of them goes: the other one is the only one left.
     phone.signal_daemon(SECOND)
     wait_until(lambda: f"{SECOND}\tdevice" not in listed(client))
-    assert adb.connect(program=client).serial == "127.0.0.1:5999"
+    assert adb.connect(program=client).serial == f"127.0.0.1:{FIRST}"
     with pytest.raises(adb.AdbError, match=f"{SECOND} is offline|no device '127.0.0.1:{SECOND}'"):
         adb.connect(f"127.0.0.1:{SECOND}", client)
 
@@ -520,7 +524,7 @@ def test_the_emulated_phone_runs_litert(adb_words, tmp_path, model):
     """An arm64 daemon under qemu, LiteRT's own benchmark on it: the way of a phone, in full."""
     root = arm_root.set_up()
     system = namespace.arm64_system(root, "cortex-a76")
-    with namespace.phone(system) as phone:
+    with namespace.phone(system, port=FIRST) as phone:
         client = phone.program(adb_words, tmp_path / "adb")
         attach(client, phone.port)
         given = arguments(str(client), tmp_path, model, benchmark_binary=None)
