@@ -63,6 +63,11 @@ def check(graph: integer_graph.IntegerGraph, name: str) -> None:
                 f"{name}: {end} is {graph.tensors[end].dtype}; devices are compared by codes of 8 "
                 "bits: quantize with 8-bit activations, export with --io=int8"
             )
+    check_images(graph, name)
+
+
+def check_images(graph: integer_graph.IntegerGraph, name: str) -> None:
+    """Raises ValueError unless a file's first input is one image: (1, height, width, channels)."""
     shape = graph.tensors[graph.inputs[0]].shape
     if len(shape) != 4 or shape[0] != 1:
         raise ValueError(

@@ -145,13 +145,13 @@ def measure(config: Config) -> dict:
         )
     if config.device == "adb":
         return on_phone.measure(
-            models=[config.model, *_words(config.beside)],
+            models=[config.model, *cli.words(config.beside)],
             serial=config.serial,
             client=config.adb,
             benchmark_binary=config.benchmark_binary,
             delegate=config.delegate,
-            delegate_libraries=_words(config.delegate_libraries),
-            cores=_words(config.cores),
+            delegate_libraries=cli.words(config.delegate_libraries),
+            cores=cli.words(config.cores),
             threads=on_host.thread_counts(config.threads or "1,4"),
             xnnpack=None if config.xnnpack is None else _switches(config.xnnpack),
             runs=config.runs,
@@ -196,12 +196,8 @@ def measure(config: Config) -> dict:
     )
 
 
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
 def _switches(text: str) -> list[bool]:
-    words = _words(text)
+    words = cli.words(text)
     if not words or not set(words) <= {"on", "off"} or len(set(words)) < len(words):
         raise ValueError(f"--xnnpack={text} is not on, off, or on,off")
     return [word == "on" for word in words]

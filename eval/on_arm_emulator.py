@@ -4,11 +4,11 @@ Everything here is emulated: a row's counts are instructions, not time, and neve
 """
 
 import dataclasses
-import os
 import time
 
 import numpy as np
 
+from eval import coded_images
 from lowbit import integer_graph, manifest, progress, results, runtimes, tflite_file
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
@@ -96,7 +96,6 @@ def measure(
     images = datasets.open_dataset(dataset, split)
     count = min(limit, len(images))
     root = arm_root.set_up()
-    os.makedirs(output_dir, exist_ok=True)
     batches = pipeline.batches(
         images,
         input_size=opened.input.shape[1:3],
@@ -185,11 +184,7 @@ def _open(path):
             f"{path} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; 1 input and an "
             "output are needed"
         )
-    shape = graph.tensors[graph.inputs[0]].shape
-    if len(shape) != 4 or shape[0] != 1:
-        raise ValueError(
-            f"{path} takes input of shape {shape}; images are (1, height, width, channels)"
-        )
+    coded_images.check_images(graph, path)
     runtimes.try_out(content, path)
     return Model(path, content, graph, tflite_file.read_manifest(content, path))
 
@@ -197,7 +192,7 @@ def _open(path):
 def _on_host(content, inputs):
     """Returns the first output for each image, in LiteRT with XNNPACK in one thread."""
     runner = runtimes.interpreter(content)
-    return np.concatenate([runtimes.invoke(runner, image[None]) for image in inputs])
+    return runtimes.invoke_each(runner, inputs)
 
 
 def _compare(ours, theirs, compared):

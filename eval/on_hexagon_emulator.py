@@ -49,7 +49,7 @@ def measure(
     runtimes.try_out(content, model)
     cycles = {form: hexagon.simulated_cycles(graph, form, model) for form in ("qdq", "float16")}
     host = runtimes.interpreter(content)
-    wanted = np.concatenate([runtimes.invoke(host, image[None]) for image in codes])
+    wanted = runtimes.invoke_each(host, codes)
     found = []
     with progress.bar("emulating", len(codes)) as update:
         for first in range(0, len(codes), _CHUNK):

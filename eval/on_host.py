@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowbit import manifest, progress, results, runtimes, tflite_file
+from lowbit import cli, manifest, progress, results, runtimes, tflite_file
 
 TURN_RUNS = 5  # counted; more would put the files of a round further apart in time
 _SHORT = ("model", "threads", "latency_ms", "latency_ms_p10", "latency_ms_p90", "size_bytes")
@@ -67,7 +67,7 @@ def measure(
         raise ValueError(
             f"--runs={runs} must be at least 1, --warmup_runs={warmup_runs} at least 0"
         )
-    paths = [model, *(path.strip() for path in (beside or "").split(",") if path.strip())]
+    paths = [model, *cli.words(beside)]
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"{path} is named twice; a file is timed once in each round")

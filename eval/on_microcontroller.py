@@ -117,7 +117,7 @@ def _micro_row(content, model, dataset, images, preprocess):
         codes, labels = coded_images.load(graph, model, dataset, images, preprocess, facts)
     runtimes.try_out(content, model, "reference")
     reference = runtimes.interpreter(content, "reference")
-    builtin = np.concatenate([runtimes.invoke(reference, image[None]) for image in codes])
+    builtin = runtimes.invoke_each(reference, codes)
     done = micro.run(content, [codes], model)
     (found,) = done.outputs
     simulated = kernels.run(graph, {graph.inputs[0]: codes}, "micro")[graph.outputs[0]]

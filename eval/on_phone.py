@@ -275,16 +275,12 @@ def _plan(models, about, tool, delegate, cores, threads, xnnpack) -> list[Config
 def _command(tool, one, folder, model, runs, warmup_runs):
     """Returns the line for the device's shell; the program's number goes to the file `pid`."""
     flags = [flag.format(folder=folder) for flag in _DELEGATE_FLAGS[one.delegate]]
-    if tool.is_newer:
-        flags += [f"--model={model}", f"--num_threads={one.threads}"]
-        flags += [f"--num_runs={runs}", f"--warmup_runs={warmup_runs}"]
-    else:
-        flags += [f"--graph={model}", f"--num_threads={one.threads}"]
-        flags += [f"--num_runs={runs}", f"--warmup_runs={warmup_runs}"]
-        if one.delegate == "cpu":
-            flags.append(f"--use_xnnpack={str(one.xnnpack).lower()}")
+    flags += [f"--{'model' if tool.is_newer else 'graph'}={model}", f"--num_threads={one.threads}"]
+    flags += [f"--num_runs={runs}", f"--warmup_runs={warmup_runs}"]
     if one.delegate != "cpu":
         flags.append("--require_full_delegation" + ("" if tool.is_newer else "=true"))
+    elif not tool.is_newer:
+        flags.append(f"--use_xnnpack={str(one.xnnpack).lower()}")
     quoted = " ".join(f"'{flag}'" for flag in flags)
     taskset = f"taskset {one.cores.mask} " if one.cores else ""
     libraries = ""

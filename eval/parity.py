@@ -117,9 +117,7 @@ def compare(config: Config) -> dict:
             outputs = {}
             for name, runner in runners.items():
                 codes = _input_codes(graph, x)
-                outputs[name] = np.concatenate(
-                    [runtimes.invoke(runner, row[None]) for row in codes]
-                )
+                outputs[name] = runtimes.invoke_each(runner, codes)
                 simulated = kernels.run(graph, {graph.inputs[0]: codes}, name)[graph.outputs[0]]
                 _count(name, simulated, outputs[name], differing, worst)
             if "between" in compared:

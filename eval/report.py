@@ -58,7 +58,7 @@ def report(config: Config) -> dict:
         cannot be written.
     """
     start = time.monotonic()
-    places = _words(config.rows)
+    places = cli.words(config.rows)
     if not places:
         raise ValueError("--rows names no folder")
     output = config.output
@@ -66,7 +66,7 @@ def report(config: Config) -> dict:
         first = pathlib.Path(places[0])
         output = str((first if first.is_dir() else first.parent) / "report.html")
     manifest.check_output(output, ".html")
-    content = gather(places, None if config.model is None else _words(config.model))
+    content = gather(places, None if config.model is None else cli.words(config.model))
     text = render(content)
     files.save_bytes(text.encode(), output)
     return {
@@ -80,10 +80,6 @@ def report(config: Config) -> dict:
         "seconds": round(time.monotonic() - start, 3),
         "versions": {"lowbit": lowbit.__version__},
     }
-
-
-def _words(text):
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def gather(places: Sequence[str], models: Sequence[str] | None) -> Content:

@@ -102,6 +102,11 @@ def _load_extensions(paths: str | None) -> None:
             extension.load(path.strip())
 
 
+def words(text: str | None) -> list[str]:
+    """Returns what stands between a flag's commas; nothing for None and for nothing."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
 def fail(message: str) -> typing.NoReturn:
     """Prints one line on stderr and exits with code 1."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -88,7 +88,7 @@ def run_litert(
         try:
             details = runner.get_input_details()[0]
             codes = input_codes(batch, details["dtype"], *details["quantization"])
-            return np.concatenate([invoke(runner, row[None]) for row in codes])
+            return invoke_each(runner, codes)
         finally:
             pool.append(runner)
 
@@ -194,6 +194,11 @@ def invoke(runner, codes: np.ndarray) -> np.ndarray:
     except RuntimeError as error:
         raise ValueError(f"LiteRT cannot run the model: {error}") from error
     return runner.get_tensor(runner.get_output_details()[0]["index"])
+
+
+def invoke_each(runner, codes: np.ndarray) -> np.ndarray:
+    """Returns the output codes of images (n, ...), one after another."""
+    return np.concatenate([invoke(runner, image[None]) for image in codes])
 
 
 def run_simulator(

@@ -81,7 +81,7 @@ def network(case, seed):
     content = tflite_file.write(graph)
     codes = runtimes.graph_codes(graph, images)
     runner = runtimes.interpreter(content)
-    host = np.concatenate([runtimes.invoke(runner, image[None]) for image in codes])
+    host = runtimes.invoke_each(runner, codes)
     return graph, content, codes, host
 
 

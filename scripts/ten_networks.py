@@ -131,7 +131,7 @@ def measure(name: str, count: int) -> dict:
     for flavour, nodes in rows.items():
         row[f"{flavour}_differing"] = sum(node["differing"] for node in nodes)
         runner = runtimes.interpreter(content, flavour)
-        outputs = np.concatenate([runtimes.invoke(runner, image[None]) for image in codes])
+        outputs = runtimes.invoke_each(runner, codes)
         row[f"{flavour}_output_distinct"] = len(np.unique(outputs))
     nodes = rows["xnnpack"]
     row |= {

@@ -132,7 +132,7 @@ def output_codes(content: bytes, images: np.ndarray) -> np.ndarray:
     runner = runtimes.interpreter(content)
     scale, zero_point = runner.get_input_details()[0]["quantization"]
     codes = affine.quantize_input(images, scale, zero_point, "int8")
-    return np.concatenate([runtimes.invoke(runner, code[None]) for code in codes])
+    return runtimes.invoke_each(runner, codes)
 
 
 if __name__ == "__main__":

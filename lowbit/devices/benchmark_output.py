@@ -14,7 +14,8 @@ import re
 
 # How much of a network a delegate computed.
 WHOLE, PARTLY, NOT = "whole", "partly", "not"
-# The newer tools state averages and, where there are more runs than 1, a spread.
+# What they tell of the counted runs beside their average.
+_SPREAD = ("min", "max", "std", "p5", "median", "p95")
 _NUMBER = r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.])"
 _PREFIX = re.compile(
     # 05-31 10:31:13.042 21767 21767 I tflite  : or I/tflite (21767):
@@ -207,7 +208,6 @@ def _older(statement, lines):
             raise OutputError(
                 f"the average is {average} us in one line and {stated} us in another: {counts[-1]!r}"
             )
-    names = {"min": "min", "max": "max", "std": "std", "p5": "p5", "median": "median", "p95": "p95"}
     return {
         "latency_ms": average / 1000,
         "init_ms": init / 1000,
@@ -215,8 +215,8 @@ def _older(statement, lines):
         "warmup_ms": warmup / 1000,
         "runs": runs,
         **{
-            f"latency_ms_{key}": statistics[name] / 1000 if name in statistics else None
-            for key, name in names.items()
+            f"latency_ms_{name}": statistics[name] / 1000 if name in statistics else None
+            for name in _SPREAD
         },
     }
 
@@ -242,10 +242,7 @@ def _newer(lines):
         "first_ms": value("Warmup (first)"),
         "warmup_ms": value("Warmup (avg)"),
         "runs": found["Inference (avg)"][1],
-        **{
-            f"latency_ms_{key}": value(f"Inference ({key})")
-            for key in ("min", "max", "std", "p5", "median", "p95")
-        },
+        **{f"latency_ms_{name}": value(f"Inference ({name})") for name in _SPREAD},
     }
 
 
