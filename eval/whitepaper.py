@@ -71,6 +71,9 @@ FOUR_BITS = (
     *(*DISTILLED, "--range_mode=frozen", "--quantizer=gains", "--learning_rate=0.001"),
     "--steps=200",
 )
+# Where training does not always help: the step is chosen on calibration images that neither PTQ nor
+# training sees, PTQ's own figure being one of those to choose from.
+SELECTED = ("--select_images=200",)
 FOUR_BIT_ACTIVATIONS = (*DISTILLED, "--quantizer=lsq", "--learning_rate=0.01", "--epochs=1")
 # The paper's columns in its order, then ours.
 COLUMNS = {
@@ -101,12 +104,12 @@ COLUMNS = {
         "float": FLOAT,
         "sym_per_channel_fast": Column("w8a8", FAST),
         "sym_per_layer_accurate": Column("w8a8_per_tensor", ACCURATE),
-        "sym_per_layer_qat": Column("w8a8_per_tensor", ACCURATE, training=EIGHT_BITS),
+        "sym_per_layer_qat": Column("w8a8_per_tensor", ACCURATE, training=(*EIGHT_BITS, *SELECTED)),
     },
     5: {
         "asym_per_layer": Column("w4a8_per_tensor_asymmetric"),
         "sym_per_channel": Column("w4a8"),
-        "sym_per_channel_qat": Column("w4a8", ADAROUND, training=FOUR_BITS),
+        "sym_per_channel_qat": Column("w4a8", ADAROUND, training=(*FOUR_BITS, *SELECTED)),
         "float": FLOAT,
         "sym_per_channel_accurate": Column("w4a8", ACCURATE),
         "sym_per_channel_adaround": Column("w4a8", ADAROUND),
@@ -114,7 +117,7 @@ COLUMNS = {
     6: {
         "sym_per_channel": Column("w8a4"),
         "sym_per_channel_qat": Column("w8a4", FAST, training=FOUR_BIT_ACTIVATIONS),
-        "sym_per_channel_qat_w4a8": Column("w4a8", ADAROUND, training=FOUR_BITS),
+        "sym_per_channel_qat_w4a8": Column("w4a8", ADAROUND, training=(*FOUR_BITS, *SELECTED)),
         "float": FLOAT,
         # Every layer of a MobileNet-v1 but the last is behind a ReLU: these are exported.
         "sym_per_channel_ends": Column("w8a4", (*FAST, ENDS), named_only=True),
@@ -249,7 +252,7 @@ IDENTITY = (
 )
 # What the steps of a cell that trains measure beyond accuracy: {tool: {its column: ours}}.
 FURTHER = {
-    "qat.train": {"steps": "steps", "training_seconds": "training_seconds"},
+    "qat.train": {name: name for name in ("steps", "selected_step", "training_seconds")},
     "export.check": {"faults": "faults"},
     "eval.parity": {
         "images": "parity_images",
@@ -597,7 +600,11 @@ def steps(config: Config, cell: Cell) -> Steps:
         train += [f"--dataset={identity['training']}", f"--val_dataset={identity['dataset']}"]
         bits = tuple(f"--{name}=" for name in spec.BITS_FLAGS)
         train += [option for option in cell.column.options if option.startswith(bits)]
-        train += [*cell.column.training, f"--output_dir={stem}", "--limit=100"]
+        train += cell.column.training
+        if any(option.startswith("--select_images=") for option in cell.column.training):
+            # Drawn with the seed of the calibration, they are others than it saw.
+            train += [f"--select_on={identity['calibration']}", f"--seed={identity['seed']}"]
+        train += [f"--output_dir={stem}", "--limit=100"]
         commands = [Step(quantize, makes=start), Step(train)]
         if identity["runtime"] == "litert":
             convert.command[1] = f"--model={quantized}"

@@ -5,7 +5,8 @@
 
 In --output_dir: float.keras, ptq.keras, qat.keras (each as soon as it is done), checkpoint.npz while
 a stage runs, config.json, training.csv, training.png, TensorBoard events; with --evaluate_every also
-validation.csv: the accuracy of what would be saved, every so many steps.  A run that was killed goes
+validation.csv: the accuracy of what would be saved, every so many steps; with --select_on
+selection.csv: by what the step that is saved was chosen.  A run that was killed goes
 on with --resume, to the same weights bit for bit.
 """
 
@@ -40,7 +41,7 @@ from lowbit import (
 )
 from lowbit.data import datasets, pipeline
 from lowbit.data import preprocess as preprocessing
-from qat import loop, losses, methods, stability
+from qat import loop, losses, methods, selection, stability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +169,17 @@ class Config:
         None, "Steps between measurements on the validation images; default: only at the end."
     )
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
+    select_on: str | None = cli.field(
+        None,
+        "Images by which the step that is saved is chosen, the start among them; they are not "
+        "trained on, even where --dataset names them too.",
+    )
+    select_images: int = cli.field(
+        400, "Of --select_on, the last ones that calibration would draw; half of it at most."
+    )
 
     def __post_init__(self):
-        counts = ("epochs", "batch_size", "checkpoint_every", "calibration_images")
+        counts = ("epochs", "batch_size", "checkpoint_every", "calibration_images", "select_images")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
@@ -214,6 +223,13 @@ def train(config: Config) -> dict:
         training_images = open_training(config.dataset, "train_whole")
         validation_images = _open_validation(config)
 
+    choosing = None
+    if config.select_on is not None:
+        chosen_from = open_training(config.select_on, "train_whole")
+        training_images, choosing = selection.split(
+            training_images, chosen_from, config.select_images, config.seed
+        )
+
     # --- float model ---
     float_path = output_dir / "float.keras"
     trained_here = config.model in models.ZOO and config.weights is None
@@ -225,13 +241,16 @@ def train(config: Config) -> dict:
     names = training_images.class_names or facts.get("class_names")
     training_images = datasets.renumbered(training_images, facts.get("class_names"))
     validation_images = datasets.renumbered(validation_images, names)
+    if choosing is not None:
+        choosing = datasets.renumbered(choosing, names)
     facts |= {"preprocess": text, "dataset": config.dataset, "versions": manifest.versions()}
     facts.setdefault("class_names", None if names is None else list(names))
     preprocess = preprocessing.parse(text)
     input_shape = models.image_input(float_model, config.model)
     classes = float_model.output_shape[-1]
-    for images in (training_images, validation_images):
-        datasets.check_labels(images, classes)
+    for images in (training_images, validation_images, choosing):
+        if images is not None:
+            datasets.check_labels(images, classes)
     _record_config(config, output_dir)  # only now: bad input has left no run behind
     stream = loop.Stream(
         training_images,
@@ -291,6 +310,7 @@ def train(config: Config) -> dict:
     # --- fine-tune with quantizers in place ---
     qat_path = output_dir / "qat.keras"
     steps = config.steps or math.ceil(config.epochs * len(training_images) / config.batch_size)
+    selected = None
     if not qat_path.exists():
         quantized, _ = manifest.load_model(ptq_path)
         quantized = methods.prepare(quantized, config.quantizer, config.range_mode)
@@ -315,6 +335,9 @@ def train(config: Config) -> dict:
         if config.oscillations != "ignore":
             threshold = stability.THRESHOLD if config.oscillations == "freeze" else None
             watch = stability.Oscillations(quantized, threshold)
+        if choosing is not None:
+            measure = _distance(config, quantized, float_model, choosing, preprocess)
+            selected = selection.Selection(quantized, steps, measure, output_dir)
         take_averages = loop.fit(
             quantized,
             stream,
@@ -331,6 +354,7 @@ def train(config: Config) -> dict:
                     *(config, output_dir, "QAT", steps, validation_images, preprocess),
                     lambda: methods.plain(quantized),
                 ),
+                selected,
             ),
             more_variables=watch.variables() if watch else (),
         )
@@ -343,6 +367,8 @@ def train(config: Config) -> dict:
             last = _settled(quantized, config, stream)
             manifest.save_model(last, output_dir / "qat_last_weights.keras", facts)
             take_averages()
+        if selected:
+            selected.restore()
         manifest.save_model(_settled(quantized, config, stream), qat_path, facts)
 
     # --- evaluate: three models, the same images ---
@@ -367,6 +393,7 @@ def train(config: Config) -> dict:
         "input_size": float_model.input_shape[1],
         "alpha": config.alpha or _small_alpha(config),
         "steps": steps,
+        "selected_step": selection.best_step(output_dir),
         "training_seconds": loop.training_seconds(output_dir),
         "output_dir": str(output_dir),
         "size_bytes": qat_path.stat().st_size,
@@ -511,14 +538,16 @@ def _phases(config, steps, trained_here):
     return loop.Phases(config.quant_delay, freeze_batch_norm, freeze_range, decay)
 
 
-def _watcher(model, watch, steps, alpha_path, follow):
-    """Returns what is called behind each step: oscillations, DSQ's alphas, validation."""
+def _watcher(model, watch, steps, alpha_path, follow, selected):
+    """Returns what is called behind each step: oscillations, DSQ's alphas, validation, the choice."""
 
     def look(step, averages):
         if watch:
             watch.update()
         if follow:
             follow(step, averages)
+        if selected:
+            selected.look(step, averages)
         if step % max(steps // 50, 1) == 0 or step == steps:
             _log_rows(alpha_path, [{"step": step} | row for row in methods.alphas(model)])
 
@@ -560,6 +589,23 @@ def _follower(config, output_dir, stage, steps, images, preprocess, saved):
         _log_rows(path, found)
 
     return follow
+
+
+def _distance(config, model, float_model, images, preprocess):
+    """Returns what measures a model in training by `selection`'s formula, as it would be saved."""
+    count, wanted = len(images), None
+
+    def distance():
+        nonlocal wanted
+        outputs = _outputs(methods.plain(model), config, images, preprocess, count)
+        if not config.distill:
+            rows = np.arange(count)
+            return float(-metrics.log_probabilities(outputs)[rows, images.labels].mean())
+        if wanted is None:
+            wanted = _outputs(float_model, config, images, preprocess, count)
+        return _against_float(outputs, wanted)["kl"]
+
+    return distance
 
 
 def _log_rows(path, rows):

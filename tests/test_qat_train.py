@@ -15,8 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lowbit import checkpoint, layers, lowering, manifest, quantizers, results, tflite_file
-from qat import train
+from lowbit import (
+    checkpoint,
+    layers,
+    lowering,
+    manifest,
+    metrics,
+    quantizers,
+    results,
+    tflite_file,
+)
+from lowbit.data import datasets, images, pipeline, preprocess
+from qat import selection, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -122,6 +132,94 @@ def test_measuring_in_between_changes_nothing_and_ends_with_what_is_saved(tmp_pa
         for column in ("top1", "kl", "agreement"):
             assert float(line[column]) == pytest.approx(row[f"{column}_{name}"], abs=1e-9)
     assert rows[-2]["kl"] != rows[-1]["kl"]
+
+
+@pytest.mark.parametrize("distill", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_is_saved_is_the_step_that_did_best_on_images_left_out(tmp_path, distill):
+    """One rate of use, and one that destroys the network."""
+    model = small_network(tmp_path / "float_model.keras")
+    shared = {"model": model, "distill": distill, "select_on": "digits", "select_images": 40}
+    ends = {}
+    for rate in (1e-3, 30.0):
+        folder = tmp_path / f"run_{rate}"
+        options = {"learning_rate": rate, "output_dir": str(folder), "range_mode": "frozen"}
+        row = train.train(config(tmp_path, **shared, **options))
+        table = results.read_rows(folder / "selection.csv")
+        assert [line["step"] for line in table] == ["0", "2", "4", "6", "8", "10", "12"]
+        values = [float(line["value"]) for line in table]
+        assert row["selected_step"] == 2 * int(np.argmin(values))
+        assert not (folder / "selected.npz").exists()
+        images = datasets.open_dataset("digits", "train_whole")
+        _, choosing = selection.split(images, images, 40, 0)
+        outputs = [
+            train._outputs(
+                manifest.load_model(folder / f"{name}.keras")[0],
+                *(config(tmp_path, **shared), choosing, preprocess.parse("tf"), 40),
+            )
+            for name in ("float", "ptq", "qat")
+        ]
+        if distill:
+            found = [metrics.kl_divergence(outputs[0], each).mean() for each in outputs[1:]]
+        else:
+            found = [
+                -metrics.log_probabilities(each)[np.arange(40), choosing.labels].mean()
+                for each in outputs[1:]
+            ]
+        np.testing.assert_allclose(found, [values[0], min(values)], rtol=1e-6)
+        ends[rate] = row["selected_step"]
+    # The network is untrained: labels have much to teach it, and nothing is nearer to it than PTQ.
+    assert ends[30.0] == 0 if distill else ends[1e-3] > 0
+
+
+def test_images_that_choose_are_not_trained_on_in_any_copy(tmp_path):
+    whole = datasets.open_dataset("digits", "train_whole")
+    twice = images.join(whole, whole, "twice")
+    training, choosing = selection.split(twice, whole, 100, seed=3)
+    assert len(choosing) == 100 and len(training) == 2 * (len(whole) - 100)
+    calibrates = pipeline.calibration_order(whole, 3)[: len(whole) - 100]
+    seen = {whole.where(int(index)) for index in calibrates}
+    assert {training.where(i) for i in range(len(training))} == seen
+    assert not seen & {choosing.where(i) for i in range(100)}
+    # Half at most of what is trained on as well; all of what is not.
+    training, choosing = selection.split(whole, whole, len(whole), seed=3)
+    assert (len(training), len(choosing)) == (len(whole) - len(whole) // 2, len(whole) // 2)
+    other = datasets.open_dataset("digits", "validation")
+    training, choosing = selection.split(whole, other, 10_000, seed=3)
+    assert (len(training), len(choosing)) == (len(whole), len(other))
+    one = images.select(whole, np.array([5]), "one")
+    with pytest.raises(ValueError, match="--select_on=one leaves nothing of one to train on"):
+        selection.split(one, one, 1, seed=3)
+
+
+@pytest.mark.slow
+def test_a_run_that_chooses_goes_on_where_it_was_killed(tmp_path):
+    """After a kill between two measurements, and between the last one and what is saved."""
+    small_network(tmp_path / "float_model.keras")
+    options = {"select_on": "digits", "select_images": 40, "range_mode": "frozen", "steps": 20}
+    options |= {"distill": True, "checkpoint_every": 4}
+    whole = train.train(config(tmp_path, **options))
+    wanted = manifest.load_model(tmp_path / "run" / "qat.keras")[0].get_weights()
+    for killed_behind in (7, 20):
+        folder = tmp_path / f"killed_{killed_behind}"
+        look = selection.Selection.look
+
+        def stop(self, step, averages=None, at=killed_behind, look=look):
+            look(self, step, averages)
+            if step == at:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selection.Selection, "look", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train.train(config(tmp_path, **options, output_dir=str(folder)))
+        row = train.train(config(tmp_path, **options, output_dir=str(folder), resume=True))
+        assert row["selected_step"] == whole["selected_step"]
+        assert (folder / "selection.csv").read_text() == (
+            tmp_path / "run" / "selection.csv"
+        ).read_text()
+        found = manifest.load_model(folder / "qat.keras")[0].get_weights()
+        for one, two in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.slow

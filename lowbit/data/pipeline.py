@@ -85,8 +85,13 @@ def calibration_batches(
     """
     if n_images < 1:
         raise ValueError(f"calibration needs at least 1 image, not {n_images}")
-    order = _random(_CALIBRATION, seed).permutation(len(dataset))
+    order = calibration_order(dataset, seed)
     return batches(dataset, indices=order[:n_images], **options)
+
+
+def calibration_order(dataset: images.Dataset, seed: int) -> np.ndarray:
+    """Returns the images' numbers, integers (n,), in the order in which calibration draws them."""
+    return _random(_CALIBRATION, seed).permutation(len(dataset))
 
 
 def train_batches(
