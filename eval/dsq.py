@@ -90,6 +90,7 @@ class Config:
     preprocess: str | None = cli.field(None, "Of --model; default: the network's own.")
     networks: str | None = cli.field(None, "Comma list of the table's networks; default all.")
     methods: str | None = cli.field(None, "Semicolon list of the table's methods; default all.")
+    schemes: str | None = cli.field(None, "Comma list of bits, as w2a2,w4a4; default all.")
     float_epochs: int = cli.field(10, "Passes over the training images in float, at first.")
     float_learning_rate: float = cli.field(0.05, "Of that training.")
     epochs: int = cli.field(10, "Passes with quantizers in place, for every row.")
@@ -99,6 +100,7 @@ class Config:
     input_size: int | None = cli.field(None, "In pixels; default: the network's.")
     steps: int | None = cli.field(None, "Instead of --epochs.")
     freeze_batch_norm_step: int = cli.field(1000, "Of every row, as qat.train's.")
+    distill: bool = cli.field(False, "Every row learns from the float network, not from labels.")
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
     root: str | None = cli.field(
         None, "Folder in which relative paths are looked for first; written $ROOT in the rows."
@@ -167,19 +169,27 @@ def tabulate(config: Config) -> dict:
 def _chosen(config) -> dict[Row, Run]:
     """Returns the rows to measure."""
     rows = MEASURED[config.table]
-    for flag, index in (("networks", 0), ("methods", 1)):
+    of_row = {
+        "networks": lambda row: row[0],
+        "methods": lambda row: row[1],
+        "schemes": lambda row: rows[row][0],
+    }
+    kept = list(rows)
+    for flag, value in of_row.items():
         text = getattr(config, flag)
         if text is None:
             continue
-        allowed = list(dict.fromkeys(row[index] for row in MEASURED[config.table]))
+        allowed = list(dict.fromkeys(map(value, rows)))
         names = [name.strip() for name in text.split(";" if flag == "methods" else ",")]
         for name in names:
             if name not in allowed:
                 raise ValueError(
                     f"--{flag}: {name!r} is none of table {config.table}'s: {'; '.join(allowed)}"
                 )
-        rows = {row: run for row, run in rows.items() if row[index] in names}
-    return rows
+        kept = [row for row in kept if value(row) in names]
+    if rows and not kept:
+        raise ValueError(f"table {config.table} has no row of all that was chosen")
+    return {row: rows[row] for row in kept}
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -219,6 +229,7 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
         f"--quantizer={quantizer}",
         f"--learning_rate={config.learning_rate:g}",
         f"--freeze_batch_norm_step={config.freeze_batch_norm_step}",
+        *(["--distill"] if config.distill else []),
     ]
     train.append(f"--epochs={config.epochs}" if config.steps is None else f"--steps={config.steps}")
     folder = processes.folder(config.work_dir, f"{network}_{scheme}_{quantizer}", train)

@@ -36,9 +36,18 @@ def test_commands_name_all_that_decides_them():
     other_first, other = dsq.commands_of(config(learning_rate=0.1), "resnet20", run)
     assert other_first == first and other[-1] != train[-1]
     assert dsq.commands_of(config(float_epochs=3), "resnet20", run)[1][1] != train[1]
+    distilled = dsq.commands_of(config(distill=True), "resnet20", run)
+    assert distilled[0] == first and set(distilled[1]) - set(train) >= {"--distill"}
     eight = dsq.commands_of(config(), "resnet20", ("w8a8", "ste"))
     assert [command[0] for command in eight[2:]] == ["export.tflite", "export.check", "eval.parity"]
     assert not any(word.startswith("--ends") for word in eight[1])
+
+
+def test_rows_are_chosen_by_all_flags_together():
+    chosen = dsq._chosen(config(methods="LSQ;uniform", schemes="w4a4, w8a8"))
+    rows = [("uniform", (4, 4)), ("LSQ", (4, 4)), ("uniform", (8, 8))]
+    assert [row[1:] for row in chosen] == rows
+    assert dsq._chosen(config(table=3)) == {}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +56,8 @@ def test_commands_name_all_that_decides_them():
         ({"table": 1}, "--table=1 is not one of 2, 3"),
         ({"epochs": 0}, "--epochs is 0"),
         ({"methods": "PACKED"}, "'PACKED' is none of table 4's: uniform; DSQ"),
+        ({"schemes": "w5a5"}, "'w5a5' is none of table 4's: w2a2; w3a3; w4a4; w8a8"),
+        ({"schemes": "w2a2", "methods": "PACT"}, "table 4 has no row of all that was chosen"),
         ({"networks": "lenet"}, "'lenet' is none of table 4's: resnet20"),
         ({"root": "absent"}, "--root absent: no such folder"),
     ],
