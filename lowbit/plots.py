@@ -24,6 +24,7 @@ def training_curve(
     rows: Sequence[Mapping],
     path: str | os.PathLike,
     validation: Sequence[Mapping] = (),
+    selection: Sequence[Mapping] = (),
 ) -> None:
     """Draws the loss of each stage, and the accuracies that the run ended with.
 
@@ -32,6 +33,7 @@ def training_curve(
       rows: with "model", and "top1" or, of pictures without labels, "agreement".
       path: of the PNG.
       validation: rows of stage, step, weights, and "top1" or "agreement", measured in between.
+      selection: rows of step and value, of the last stage: its loss on images that were left out.
     """
     stages: dict[str, list[tuple[int, float]]] = {}
     with open(training_csv, newline="") as file:
@@ -45,6 +47,13 @@ def training_curve(
         axis.plot(steps, losses, linewidth=0.8)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
+    if selection:
+        points = [(int(row["step"]), float(row["value"])) for row in selection]
+        best = min(points, key=lambda point: point[1])
+        line = {"color": _CURVES[3], "linestyle": "-", "marker": "o"}
+        axes[-2].plot(*zip(*points, strict=True), **line, markersize=3, label="images left out")
+        axes[-2].plot(*best, **line, markersize=8, markerfacecolor="none", label="saved")
+        axes[-2].legend(frameon=False, fontsize=7, loc="upper right")
     measure = "top1" if "top1" in rows[0] else "agreement"
     names = [row["model"].replace("_", "\n") for row in rows]
     accuracy_bars(axes[-1], names, [row[measure] for row in rows])
@@ -64,7 +73,7 @@ def training_curve(
             twin.lines[-1].set_label(f"{title}, {weights} weights")
         twin.set_ylabel(title)
         twin.legend(frameon=False, fontsize=7, loc="lower right")
-    axes[-1].set(title=f"{title} on validation images", ylabel=title)
+    axes[-1].set(title=title, xlabel="validation images", ylabel=title)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

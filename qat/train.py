@@ -379,6 +379,7 @@ def train(config: Config) -> dict:
         rows,
         output_dir / "training.png",
         results.read_rows(output_dir / "validation.csv"),
+        results.read_rows(output_dir / "selection.csv"),
     )
     row = {
         "tool": "qat.train",
