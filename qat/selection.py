@@ -26,41 +26,45 @@ MEASUREMENTS = 10  # over a run, beside the start's
 
 
 def split(
-    training: images.Dataset, chosen_from: images.Dataset, count: int, seed: int
+    training: images.Dataset,
+    measured: images.Dataset,
+    chosen_from: images.Dataset,
+    count: int,
+    seed: int,
 ) -> tuple[images.Dataset, images.Dataset]:
     """Returns the training images less those that choose, and those.
 
     Those that choose are the last `count` in the order in which calibration draws with this seed, so
     that what calibrated before has seen none of them as long as there are enough for both.  Of images
-    that are trained on as well it is half at most.  An image is known by its file's path and its name
-    or number in it.
+    that are trained on as well it is half at most, and none is one that is measured on.  An image is
+    known by its file's path and its name or number in it.
 
     Raises:
-      ValueError: where nothing would be left to train on.
+      ValueError: where there is nothing to choose by, or nothing would be left to train on.
     """
-    names, offered = ([*map(each.where, range(len(each)))] for each in (training, chosen_from))
-    trained = set(map(os.path.realpath, names))
-    most = len(chosen_from)
-    if any(os.path.realpath(name) in trained for name in offered):
-        most = max(most // 2, 1)
+    trained, reported, offered = (
+        [os.path.realpath(each.where(index)) for index in range(len(each))]
+        for each in (training, measured, chosen_from)
+    )
+    known = set(reported)
+    drawn = pipeline.calibration_order(chosen_from, seed)
+    order = [index for index in drawn if offered[index] not in known]
+    if not order:
+        raise ValueError(f"--select_on={chosen_from.name}: all of its images are measured on")
+    most = len(order) // 2 if set(offered) & set(trained) else len(order)
     if count > most:
-        logging.warning(
-            "--select_images is %d; %d of %s's %d choose",
-            count,
-            most,
-            chosen_from.name,
-            len(offered),
-        )
-    order = pipeline.calibration_order(chosen_from, seed)[-min(count, most) :]
-    choosing = {os.path.realpath(offered[index]) for index in order}
-    left = [index for index, name in enumerate(names) if os.path.realpath(name) not in choosing]
-    if not left:
+        logging.warning("--select_images is %d; %d of %s choose", count, most, chosen_from.name)
+    order = order[len(order) - min(count, most) :]
+    choosing = {offered[index] for index in order}
+    left = [index for index, name in enumerate(trained) if name not in choosing]
+    if not choosing or not left:
         raise ValueError(
-            f"--select_on={chosen_from.name} leaves nothing of {training.name} to train on"
+            f"--select_on={chosen_from.name}: {len(offered)} images are too few to choose by and "
+            "train on"
         )
     return (
         images.select(training, np.array(left), training.name),
-        images.select(chosen_from, order, chosen_from.name),
+        images.select(chosen_from, np.array(order), chosen_from.name),
     )
 
 

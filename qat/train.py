@@ -171,8 +171,8 @@ class Config:
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
     select_on: str | None = cli.field(
         None,
-        "Images by which the step that is saved is chosen, the start among them; they are not "
-        "trained on, even where --dataset names them too.",
+        "Images by which the step that is saved is chosen, the start among them; they are neither "
+        "trained on nor measured on, where the other flags name them too.",
     )
     select_images: int = cli.field(
         400, "Of --select_on, the last ones that calibration would draw; half of it at most."
@@ -227,7 +227,8 @@ def train(config: Config) -> dict:
     if config.select_on is not None:
         chosen_from = open_training(config.select_on, "train_whole")
         training_images, choosing = selection.split(
-            training_images, chosen_from, config.select_images, config.seed
+            *(training_images, validation_images, chosen_from),
+            *(config.select_images, config.seed),
         )
 
     # --- float model ---

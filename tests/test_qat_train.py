@@ -149,8 +149,8 @@ def test_what_is_saved_is_the_step_that_did_best_on_images_left_out(tmp_path, di
         values = [float(line["value"]) for line in table]
         assert row["selected_step"] == 2 * int(np.argmin(values))
         assert not (folder / "selected.npz").exists()
-        images = datasets.open_dataset("digits", "train_whole")
-        _, choosing = selection.split(images, images, 40, 0)
+        parts = [datasets.open_dataset("digits", part) for part in ("train", "validation")]
+        _, choosing = selection.split(*parts, parts[0], 40, 0)
         outputs = [
             train._outputs(
                 manifest.load_model(folder / f"{name}.keras")[0],
@@ -171,24 +171,35 @@ def test_what_is_saved_is_the_step_that_did_best_on_images_left_out(tmp_path, di
     assert ends[30.0] == 0 if distill else ends[1e-3] > 0
 
 
-def test_images_that_choose_are_not_trained_on_in_any_copy(tmp_path):
+def test_images_that_choose_are_not_trained_on_nor_measured_on(tmp_path):
+    """Digits have splits of their own; of one array of images by content, they share names."""
     whole = datasets.open_dataset("digits", "train_whole")
+    other = datasets.open_dataset("digits", "validation")
+    n = len(whole)
     twice = images.join(whole, whole, "twice")
-    training, choosing = selection.split(twice, whole, 100, seed=3)
-    assert len(choosing) == 100 and len(training) == 2 * (len(whole) - 100)
-    calibrates = pipeline.calibration_order(whole, 3)[: len(whole) - 100]
+    training, choosing = selection.split(twice, other, whole, 100, seed=3)
+    assert len(choosing) == 100 and len(training) == 2 * (n - 100)
+    calibrates = pipeline.calibration_order(whole, 3)[: n - 100]
     seen = {whole.where(int(index)) for index in calibrates}
     assert {training.where(i) for i in range(len(training))} == seen
     assert not seen & {choosing.where(i) for i in range(100)}
     # Half at most of what is trained on as well; all of what is not.
-    training, choosing = selection.split(whole, whole, len(whole), seed=3)
-    assert (len(training), len(choosing)) == (len(whole) - len(whole) // 2, len(whole) // 2)
-    other = datasets.open_dataset("digits", "validation")
-    training, choosing = selection.split(whole, other, 10_000, seed=3)
-    assert (len(training), len(choosing)) == (len(whole), len(other))
+    training, choosing = selection.split(whole, other, whole, n, seed=3)
+    assert (len(training), len(choosing)) == (n - n // 2, n // 2)
+    measured, apart = (images.select(other, np.arange(100) + 100 * k, "part") for k in (0, 1))
+    training, choosing = selection.split(whole, measured, apart, 10_000, seed=3)
+    assert (len(training), len(choosing)) == (n, 100)
+    # Of those that are measured on, none.
+    _, choosing = selection.split(whole, measured, other, 10_000, seed=3)
+    assert len(choosing) == len(other) - 100
+    assert not {choosing.where(i) for i in range(len(choosing))} & {
+        *map(measured.where, range(100))
+    }
+    with pytest.raises(ValueError, match="--select_on=digits.*: all of its images are measured on"):
+        selection.split(whole, other, other, 1, seed=3)
     one = images.select(whole, np.array([5]), "one")
-    with pytest.raises(ValueError, match="--select_on=one leaves nothing of one to train on"):
-        selection.split(one, one, 1, seed=3)
+    with pytest.raises(ValueError, match="--select_on=one: 1 images are too few to choose by and"):
+        selection.split(one, other, one, 1, seed=3)
 
 
 @pytest.mark.slow
