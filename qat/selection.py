@@ -86,7 +86,7 @@ class Selection:
     ):
         self.model, self.steps, self.measure = model, steps, measure
         self.table, self.kept = folder / "selection.csv", folder / "selected.npz"
-        if not self.kept.exists():
+        if not self.table.exists():
             self.look(0)
 
     def look(self, step: int, averages: Callable | None = None) -> None:
@@ -97,7 +97,8 @@ class Selection:
         rows = [row for row in results.read_rows(self.table) if int(row["step"]) < step]
         with averages() if averages else contextlib.nullcontext():
             value = self.measure()
-            if all(value < float(row["value"]) for row in rows):
+            # What is not a number is never less.
+            if not rows or value < min(float(row["value"]) for row in rows):
                 checkpoint.save(self.kept, "selected", step, self.model.variables)
         logging.info("step %d: %.5f on the images that choose", step, value)
         results.write_rows(self.table, [*rows, {"step": step, "value": value}])
