@@ -216,12 +216,9 @@ def train(config: Config) -> dict:
     bits = spec.bits(config.scheme, config.override, config.ends, config.additions)
     started = _load_start(config)
     open_training = datasets.open_pictures if config.distill else datasets.open_dataset
-    if config.val_dataset is None:
-        training_images = open_training(config.dataset, "train")
-        validation_images = open_training(config.dataset, "validation")
-    else:
-        training_images = open_training(config.dataset, "train_whole")
-        validation_images = _open_validation(config)
+    whole = config.val_dataset is not None
+    training_images = open_training(config.dataset, "train_whole" if whole else "train")
+    validation_images = _open_validation(config)
 
     choosing = None
     if config.select_on is not None:
@@ -241,6 +238,8 @@ def train(config: Config) -> dict:
     text = preprocessing.first_known(config.model, config.preprocess, facts.get("preprocess"))
     names = training_images.class_names or facts.get("class_names")
     training_images = datasets.renumbered(training_images, facts.get("class_names"))
+    if config.distill and not whole:
+        validation_images = _labelled_as(float_model, names, validation_images)
     validation_images = datasets.renumbered(validation_images, names)
     if choosing is not None:
         choosing = datasets.renumbered(choosing, names)
@@ -448,12 +447,22 @@ def _load_start(config):
 
 
 def _open_validation(config):
+    name, split = (
+        (config.val_dataset, "all") if config.val_dataset else (config.dataset, "validation")
+    )
     try:
-        return datasets.open_dataset(config.val_dataset)
+        return datasets.open_dataset(name, split)
     except (ValueError, FileNotFoundError):
         if not config.distill:
             raise
-    return datasets.open_pictures(config.val_dataset)  # agreement and KL need no labels
+    return datasets.open_pictures(name, split)  # agreement and KL need no labels
+
+
+def _labelled_as(model, names, images):
+    """Returns the images, without their labels where those are not the network's own."""
+    is_named = names is None or set(images.class_names or ()) <= set(names)
+    same = is_named and images.num_classes == model.output_shape[-1]
+    return images if same else datasets.without_labels(images)
 
 
 def _record_config(config, output_dir):

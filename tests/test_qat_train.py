@@ -144,6 +144,7 @@ def test_what_is_saved_is_the_step_that_did_best_on_images_left_out(tmp_path, di
         folder = tmp_path / f"run_{rate}"
         options = {"learning_rate": rate, "output_dir": str(folder), "range_mode": "frozen"}
         row = train.train(config(tmp_path, **shared, **options))
+        assert row["top1_qat"] >= 0  # digits have labels, though --distill trains without
         table = results.read_rows(folder / "selection.csv")
         assert [line["step"] for line in table] == ["0", "2", "4", "6", "8", "10", "12"]
         values = [float(line["value"]) for line in table]
@@ -200,6 +201,18 @@ def test_images_that_choose_are_not_trained_on_nor_measured_on(tmp_path):
     one = images.select(whole, np.array([5]), "one")
     with pytest.raises(ValueError, match="--select_on=one: 1 images are too few to choose by and"):
         selection.split(one, other, one, 1, seed=3)
+
+
+def test_labels_that_are_not_the_networks_are_not_measured(tmp_path):
+    """Where --distill asks for none; of ten digits, numbered alike or not."""
+    digits = datasets.open_dataset("digits", "validation")
+    model = keras.models.load_model(small_network(tmp_path / "float_model.keras"))
+    other = keras.Model(model.input, keras.layers.Dense(12)(model.output))
+    names = digits.class_names
+    assert train._labelled_as(model, names, digits).num_classes == 10
+    assert train._labelled_as(model, None, digits).num_classes == 10
+    for network, known in ((other, names), (model, [f"class {i}" for i in range(10)])):
+        assert train._labelled_as(network, known, digits).num_classes == 1
 
 
 @pytest.mark.slow

@@ -74,8 +74,13 @@ def open_pictures(names_or_paths: str, split: str = "all") -> Dataset:
         if joined is not None:
             found = images.join(joined, found, f"{joined.name}, {found.name}")
         joined = found
-    nothing = np.zeros(len(joined), np.int64)
-    return dataclasses.replace(joined, labels=nothing, num_classes=1, class_names=None)
+    return without_labels(joined)
+
+
+def without_labels(dataset: Dataset) -> Dataset:
+    """Returns the images as of one class without a name."""
+    nothing = np.zeros(len(dataset), np.int64)
+    return dataclasses.replace(dataset, labels=nothing, num_classes=1, class_names=None)
 
 
 def available(count: int, dataset: Dataset, flag: str) -> int:
