@@ -69,7 +69,7 @@ DISTILLED = (
 EIGHT_BITS = (*DISTILLED, "--range_mode=frozen", "--learning_rate=0.002", "--steps=100")
 FOUR_BITS = (
     *(*DISTILLED, "--range_mode=frozen", "--quantizer=gains", "--learning_rate=0.001"),
-    "--steps=200",
+    "--steps=100",
 )
 # Where training does not always help: the step is chosen on calibration images that neither PTQ nor
 # training sees, PTQ's own figure being one of those to choose from.

@@ -43,16 +43,19 @@ def fake_quantize(
     highest = affine.integer_bounds(spec)[1]
 
     def backward(upstream, parameters, low, high, x, minimum, maximum):
-        code_high = parameters[3]
-        below = fakequant.sum_to(ops.where(x < low, upstream, 0.0), minimum)
-        above = fakequant.sum_to(ops.where(x > high, upstream, 0.0), maximum)
+        of_x, below, above = fakequant.as_one_loop(_backward, compiled)(upstream, x, low, high)
         # A bound at the activation function's clamp is not the range's to move.
         below = below if activation is None else ops.zeros_like(below)
-        above = ops.where(code_high >= highest, above, 0.0)
-        pass_inside = fakequant.as_one_loop(fakequant.pass_inside, compiled)
-        return pass_inside(upstream, x, low, high), below, above
+        above = ops.where(parameters[3] >= highest, above, 0.0)
+        return of_x, below, above
 
     return fakequant.with_gradients(backward, (x, minimum, maximum), spec, activation, compiled)
+
+
+def _backward(upstream, x, low, high):
+    below, above = ops.where(x < low, upstream, 0.0), ops.where(x > high, upstream, 0.0)
+    sums = (fakequant.sum_to(values, low) for values in (below, above))
+    return fakequant.pass_inside(upstream, x, low, high), *sums
 
 
 def range_penalty(bounds, coefficient: float):

@@ -140,11 +140,11 @@ class ActivationQuantizer(keras.layers.Layer):
             return fakequant.fake_quantize(x, *self.range(), self.spec, activation)
         if self.range_penalty and self.mode == "trainable":
             self.add_loss(pact.range_penalty(self.range(), self.range_penalty))
-        if self.method == "ste":
-            quantize = pact.fake_quantize if self.mode == "trainable" else fakequant.fake_quantize
-            return quantize(x, *self.range(), self.spec, activation, compiled=True)
+        quantize = METHODS[self.method]
+        if self.method == "ste" and self.mode == "trainable":
+            quantize = pact.fake_quantize
         settings = training_settings(self.method, x, self)
-        return METHODS[self.method](x, *self.range(), self.spec, activation, **settings)
+        return quantize(x, *self.range(), self.spec, activation, compiled=True, **settings)
 
     def _observe(self, x, slot, activation):
         # The activation functions are monotone: two numbers need them, not the whole tensor.
