@@ -564,7 +564,10 @@ def _how(content):
         badge = ' <span class="badge">emulated or estimated</span>' if emulated else ""
         origin = f"in {path}"
         if versions:
-            letter = letters.setdefault(versions, chr(ord("A") + len(letters) % 26))
+            turn, place = divmod(len(letters), 26)
+            letter = letters.setdefault(
+                versions, chr(ord("A") + place) + (str(turn + 1) * bool(turn))
+            )
             origin += f", versions {letter}"
         lines.append(f"{numbers}: {page.command(command)}{badge} {page.soft(origin)}")
     text = (

@@ -15,7 +15,9 @@ from lowbit import (
     affine,
     calibration,
     cli,
+    functional,
     layers,
+    lowering,
     manifest,
     models,
     placement,
@@ -130,6 +132,11 @@ def quantize(config: Config) -> dict:
         if number == 0 or scheme.weights is not None
     )
     simulated = next((reason for reason in reasons if reason is not None), None)
+    if simulated is None:
+        try:  # what the scheme allows, a layer may not: no kernel takes a 16-bit ELU
+            lowering.lower(quantized)
+        except functional.UnsupportedModelError as error:
+            simulated = str(error)
     if simulated is not None:
         print(f"{config.scheme} can be simulated, not exported: {simulated}", file=sys.stderr)
     facts = facts | {

@@ -181,6 +181,21 @@ def test_what_cannot_stay_in_float_is_named():
         foreign.converted(layer, [(1, 3, 3, 2)])
 
 
+def test_what_no_kernel_takes_is_said_when_it_is_quantized(tmp_path, images, capsys):
+    path, output = tmp_path / "float.keras", tmp_path / "ptq.keras"
+    manifest.save_model(network(keras.layers.ELU(name="odd")), path, {"preprocess": "tf"})
+    pictures = tmp_path / "images.npz"
+    np.savez(pictures, x=np.uint8(127.5 * images + 127.5), y=np.arange(len(images)) % 4)
+    config = {"model": str(path), "dataset": str(pictures), "calibration_images": 6}
+    for scheme, exportable in (("w8a8", True), ("w8a16", False)):
+        row = quantize.quantize(quantize.Config(**config, output=str(output), scheme=scheme))
+        assert row["exportable"] == exportable
+    said = "w8a16 can be simulated, not exported: layer odd: no kernel takes 16-bit ELU"
+    assert said in capsys.readouterr().err
+    with pytest.raises(UnsupportedModelError, match="layer odd: no kernel takes 16-bit ELU"):
+        tflite.export(tflite.Config(model=str(output), output=str(tmp_path / "model.tflite")))
+
+
 def test_the_tools_name_what_stays_in_float_and_strict_refuses(tmp_path, images, capsys):
     path, output = tmp_path / "float.keras", tmp_path / "ptq.keras"
     manifest.save_model(network(CASES["group normalization"][0]), path, {"preprocess": "tf"})
