@@ -94,7 +94,9 @@ class Config:
     float_epochs: int = cli.field(10, "Passes over the training images in float, at first.")
     float_learning_rate: float = cli.field(0.05, "Of that training.")
     epochs: int = cli.field(10, "Passes with quantizers in place, for every row.")
-    learning_rate: float = cli.field(0.01, "Of SGD, for every row.")
+    learning_rate: float = cli.field(
+        0.01, "For every row: of SGD; with --recipe of Adam, in steps of the quantizers."
+    )
     weight_decay: float = cli.field(5e-4, "As qat.train's.")
     batch_size: int = cli.field(128, "Images a step.")
     input_size: int | None = cli.field(None, "In pixels; default: the network's.")
@@ -102,6 +104,15 @@ class Config:
     freeze_batch_norm_step: int = cli.field(1000, "Of every row, as qat.train's.")
     distill: bool = cli.field(False, "Every row learns from the float network, not from labels.")
     limit: int | None = cli.field(None, "Validation images, the first ones; default all.")
+    recipe: str | None = cli.field(
+        None,
+        "Every row starts from what ptq.quantize makes by this recipe; else from calibrated ranges.",
+        choices=("fast", "accurate"),
+    )
+    calibration_images: int = cli.field(1000, "Of --recipe.")
+    select_images: int | None = cli.field(
+        None, "Training images left out, by which the step that is saved is chosen; default none."
+    )
     root: str | None = cli.field(
         None, "Folder in which relative paths are looked for first; written $ROOT in the rows."
     )
@@ -220,23 +231,31 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
     ]
     float_command = ["qat.train", *begin, *data]
     float_dir = processes.folder(config.work_dir, f"{network}_float", float_command)
-    train = [
-        "qat.train",
-        f"--model={float_dir}/float.keras",
-        *data,
-        f"--scheme={scheme}",
-        *([] if scheme == "w8a8" else ["--ends=w8a8", "--additions=w8a8"]),
+    bits = [f"--scheme={scheme}"]
+    bits += [] if scheme == "w8a8" else ["--ends=w8a8", "--additions=w8a8"]
+    commands = [[*float_command, f"--output_dir={float_dir}"]]
+    train = ["qat.train", f"--model={float_dir}/float.keras", *data, *bits]
+    if config.recipe is not None:
+        quantize = ["ptq.quantize", f"--model={float_dir}/float.keras", data[0], *bits]
+        quantize += [
+            f"--recipe={config.recipe}",
+            f"--calibration_images={config.calibration_images}",
+        ]
+        start = processes.folder(config.work_dir, f"{network}_{scheme}", quantize) + ".keras"
+        commands.append([*quantize, f"--output={start}"])
+        train += [f"--start={start}", "--optimizer=adam", "--rate_unit=step", "--warmup_steps=20"]
+    train += [
         f"--quantizer={quantizer}",
         f"--learning_rate={config.learning_rate:g}",
         f"--freeze_batch_norm_step={config.freeze_batch_norm_step}",
         *(["--distill"] if config.distill else []),
     ]
+    if config.select_images is not None:
+        train += [f"--select_on={data[0].partition('=')[2]}"]
+        train += [f"--select_images={config.select_images}"]
     train.append(f"--epochs={config.epochs}" if config.steps is None else f"--steps={config.steps}")
     folder = processes.folder(config.work_dir, f"{network}_{scheme}_{quantizer}", train)
-    commands = [
-        [*float_command, f"--output_dir={float_dir}"],
-        [*train, f"--output_dir={folder}"],
-    ]
+    commands.append([*train, f"--output_dir={folder}"])
     if scheme == "w8a8":
         images = networks.located(config.val_dataset or config.dataset, config.root)
         compare = ["eval.parity", f"--model={folder}/qat.keras", f"--dataset={images}"]

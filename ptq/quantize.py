@@ -39,7 +39,10 @@ class Config:
     model: str = cli.field(
         cli.REQUIRED, f"Float model: the path of a .keras file, or a zoo name: {models.NAMES}."
     )
-    dataset: str = cli.field(cli.REQUIRED, "Calibration images: a name or a path.")
+    dataset: str = cli.field(
+        cli.REQUIRED,
+        "Calibration images: a name or a path; of a source with splits of its own those for training.",
+    )
     output: str = cli.field("ptq.keras", "Where the quantized model goes.")
     weights: str | None = cli.field(None, f"For a zoo name: {models.WEIGHTS}.")
     alpha: float | None = cli.field(None, "For a zoo name: width multiplier, such as 0.35.")
@@ -90,7 +93,7 @@ def quantize(config: Config) -> dict:
             raise ValueError(f"--{flag} is {getattr(config, flag)}; at least 1 image is needed")
     if config.model in models.ZOO and config.weights is None:
         raise ValueError(f"--model={config.model} needs --weights: random weights have no ranges")
-    dataset = datasets.open_pictures(config.dataset)
+    dataset = datasets.open_to_calibrate(config.dataset)
     model, facts = models.load(
         config.model, config.weights, input_size=config.input_size, alpha=config.alpha
     )

@@ -77,6 +77,17 @@ def open_pictures(names_or_paths: str, split: str = "all") -> Dataset:
     return without_labels(joined)
 
 
+def open_to_calibrate(names_or_paths: str) -> Dataset:
+    """Returns images without labels to calibrate on: of a source with splits those for training.
+
+    Args and errors as of `open_pictures`; a source that has nothing to train on gives what it has.
+    """
+    try:
+        return open_pictures(names_or_paths, "train_whole")
+    except ValueError:
+        return open_pictures(names_or_paths)
+
+
 def without_labels(dataset: Dataset) -> Dataset:
     """Returns the images as of one class without a name."""
     nothing = np.zeros(len(dataset), np.int64)
