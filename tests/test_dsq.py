@@ -38,6 +38,17 @@ def test_commands_name_all_that_decides_them():
     assert dsq.commands_of(config(float_epochs=3), "resnet20", run)[1][1] != train[1]
     distilled = dsq.commands_of(config(distill=True), "resnet20", run)
     assert distilled[0] == first and set(distilled[1]) - set(train) >= {"--distill"}
+    better = dsq.commands_of(config(recipe="accurate", select_images=20), "resnet20", run)
+    assert better[0] == first and better[1][0] == "ptq.quantize"
+    (start,) = (word for word in better[2] if word.startswith("--start="))
+    assert better[1][-1].partition("=")[2] == start.partition("=")[2]
+    assert {"--select_on=cifar10", "--select_images=20", "--rate_unit=step"} <= set(better[2])
+    assert (
+        not set(better[1][2:-1])
+        - set(better[2])
+        - {"--recipe=accurate"}
+        - {"--calibration_images=1000"}
+    )
     eight = dsq.commands_of(config(), "resnet20", ("w8a8", "ste"))
     assert [command[0] for command in eight[2:]] == ["export.tflite", "export.check", "eval.parity"]
     assert not any(word.startswith("--ends") for word in eight[1])
@@ -98,6 +109,9 @@ def test_table_4_on_a_small_cifar(tmp_path, monkeypatch, small_cifar):
     row = dsq.tabulate(config(methods=f"{dsq.WHOLE_DSQ};PACT", **options))
     # DSQ in 2 bits, PACT in 3
     assert (row["rows"], row["measured"]) == (2, 2)
+    more = {"recipe": "fast", "select_images": 10, "distill": True, "output_dir": "from_ptq"}
+    row = dsq.tabulate(config(methods="LSQ", schemes="w4a4", **options, **more))
+    assert (row["rows"], row["measured"]) == (1, 1)
     stored = results.read_rows("results/dsq.csv")
     assert {line["status"] for line in stored} == {"ok"}
     assert {line["images"] for line in stored} == {"20"}
