@@ -1107,6 +1107,12 @@ def test_real_images(name, counts, classes, shape):
 # Two data sets of one task
 
 
+def test_calibration_never_draws_what_a_source_sets_apart_for_measuring():
+    whole, own = datasets.open_dataset("digits", "all"), datasets.open_to_calibrate("digits")
+    assert len(own) == len(datasets.open_dataset("digits", "train")) < len(whole)
+    assert own.num_classes == 1
+
+
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_train_whole_is_the_own_training_split_or_everything(tmp_path, name):
     if name == "folder":

@@ -43,12 +43,8 @@ def test_commands_name_all_that_decides_them():
     (start,) = (word for word in better[2] if word.startswith("--start="))
     assert better[1][-1].partition("=")[2] == start.partition("=")[2]
     assert {"--select_on=cifar10", "--select_images=20", "--rate_unit=step"} <= set(better[2])
-    assert (
-        not set(better[1][2:-1])
-        - set(better[2])
-        - {"--recipe=accurate"}
-        - {"--calibration_images=1000"}
-    )
+    own = {"ptq.quantize", "--recipe=accurate", "--calibration_images=1000", better[1][-1]}
+    assert set(better[1]) - set(better[2]) == own
     eight = dsq.commands_of(config(), "resnet20", ("w8a8", "ste"))
     assert [command[0] for command in eight[2:]] == ["export.tflite", "export.check", "eval.parity"]
     assert not any(word.startswith("--ends") for word in eight[1])
