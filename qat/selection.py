@@ -4,9 +4,8 @@ included.
     --distill    lowest mean KL(float || trained), in nats
     labels       lowest mean cross entropy, in nats
 
-What 100 images say of 6,000 weights is little, and a start by PTQ is hard to beat: MobileNet-v1 with
-4-bit weights went from a KL of 0.24 to 1.8 in 200 steps.  With a choice a run that does not help costs
-its time, and nothing else.
+A start by PTQ is hard to beat: MobileNet-v1 0.25 with 4-bit weights went from a KL of 0.24 to 1.8 in
+200 steps.  With a choice a run that does not help costs its time, and nothing else.
 """
 
 import contextlib
@@ -86,7 +85,8 @@ class Selection:
     ):
         self.model, self.steps, self.measure = model, steps, measure
         self.table, self.kept = folder / "selection.csv", folder / "selected.npz"
-        if not self.table.exists():
+        # Neither is there before the others, and a run killed behind `restore` begins anew.
+        if not (self.table.exists() and self.kept.exists()):
             self.look(0)
 
     def look(self, step: int, averages: Callable | None = None) -> None:

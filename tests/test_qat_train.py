@@ -217,7 +217,7 @@ def test_labels_that_are_not_the_networks_are_not_measured(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_chooses_goes_on_where_it_was_killed(tmp_path):
-    """After a kill between two measurements, and between the last one and what is saved."""
+    """After a kill between two measurements, behind the last one, and before the model is saved."""
     small_network(tmp_path / "float_model.keras")
     options = {"select_on": "digits", "select_images": 40, "range_mode": "frozen", "steps": 20}
     options |= {"distill": True, "checkpoint_every": 4}
@@ -244,6 +244,13 @@ def test_a_run_that_chooses_goes_on_where_it_was_killed(tmp_path):
         found = manifest.load_model(folder / "qat.keras")[0].get_weights()
         for one, two in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(one, two)
+    # As a kill between `restore` and the saving leaves it.
+    (folder / "qat.keras").unlink()
+    row = train.train(config(tmp_path, **options, output_dir=str(folder), resume=True))
+    assert row["selected_step"] == whole["selected_step"]
+    found = manifest.load_model(folder / "qat.keras")[0].get_weights()
+    for one, two in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.slow
