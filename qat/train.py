@@ -25,6 +25,7 @@ from absl import logging
 from lowbit import (
     calibration,
     cli,
+    fakequant,
     files,
     layers,
     manifest,
@@ -675,10 +676,11 @@ def _outputs(model, config, images, preprocess, count, update=lambda done: None)
         indices=np.arange(count),
     )
     done, parts = 0, []
-    for part in runtimes.run_keras(model, (x for x, _ in batches)):
-        parts.append(part)
-        done += len(part)
-        update(done)
+    with fakequant.without_retracing_warnings():  # a model for each measurement in between
+        for part in runtimes.run_keras(model, (x for x, _ in batches)):
+            parts.append(part)
+            done += len(part)
+            update(done)
     return np.concatenate(parts)
 
 
