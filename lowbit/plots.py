@@ -249,6 +249,30 @@ def weight_histograms(
         axes[0].figure.suptitle(title, fontsize=9)
 
 
+def step_histograms(
+    weights: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: str | os.PathLike
+) -> None:
+    """Draws where weights lie between their codes, before training and after (DSQ's Figure 5).
+
+    Args:
+      weights: by layer, (before, after), float (n,), in units of their step.
+      title: of the picture.
+      path: of the PNG.
+    """
+    columns = len(weights)
+    with _picture(path, 1, columns, (3.6 * columns, 3.2)) as axes:
+        for axis, (name, pair) in zip(np.atleast_1d(axes), weights.items(), strict=True):
+            edge = np.ceil(max(np.abs(each).max() for each in pair))
+            bins = np.arange(-edge, edge + 0.05, 0.1)
+            for values, color, when in zip(pair, (_GREY, _DARK), ("before", "after"), strict=True):
+                axis.hist(values, bins, density=True, histtype="step", color=color, label=when)
+            axis.set(title=name, xlabel="weight / step", ylabel="density")
+            axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+            axis.grid(axis="x", linewidth=0.4)
+            axis.legend(frameon=False, fontsize=7)
+        np.atleast_1d(axes)[0].figure.suptitle(title, fontsize=9)
+
+
 def channel_ranges(
     largest: Mapping[str, np.ndarray], name: str, kernel: np.ndarray, path: str | os.PathLike
 ) -> None:

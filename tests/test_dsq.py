@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from eval import dsq, dsq_published
+from eval import dsq, dsq_figures, dsq_published
 from lowbit import models, results, spec
 from qat import methods
 
@@ -55,6 +55,11 @@ def test_rows_are_chosen_by_all_flags_together():
     rows = [("uniform", (4, 4)), ("LSQ", (4, 4)), ("uniform", (8, 8))]
     assert [row[1:] for row in chosen] == rows
     assert dsq._chosen(config(table=3)) == {}
+
+
+def test_figures_need_finished_runs(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no finished run of qat.train"):
+        dsq_figures.draw(dsq_figures.Config(runs=str(tmp_path), output_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,21 @@ def test_table_4_on_a_small_cifar(tmp_path, monkeypatch, small_cifar):
     assert len({line["float_top1"] for line in stored}) == 1
     assert str(tmp_path) not in pathlib.Path("results/dsq.csv").read_text()
     assert len([name for name in os.listdir("runs/dsq") if "float" in name]) == 1
+    # The figures, of what the runs left.
+    runs = sorted(str(path.parent) for path in pathlib.Path("runs/dsq").glob("*w*a*/qat.keras"))
+    runs.sort(key=lambda run: "_dsq_" not in run)
+    drawn = dsq_figures.draw(dsq_figures.Config(runs=",".join(runs), output_dir="figures"))
+    assert drawn["layers"] == "layer1_0_conv1,layer2_1_conv2,layer3_2_conv2"
+    for number in (5, 6, 7):
+        assert (tmp_path / "figures" / f"dsq_figure_{number}.png").stat().st_size > 10_000
+    before, after = dsq_figures.weights_in_steps(pathlib.Path(runs[0]), None)["layer1_0_conv1"]
+    assert before.shape == after.shape == (3 * 3 * 16 * 16,) and (before != after).any()
+    assert [step for step, _ in dsq_figures.losses_of(pathlib.Path(runs[0]))] == [0, 1, 2]
+    alphas = dsq_figures.alphas_of(pathlib.Path(runs[0]), ["layer1_0_conv1"])
+    assert set(alphas) == {"weights", "activations"}
+    assert [step for step, _ in alphas["weights"]["layer1_0_conv1"]] == [1, 2, 3]
+    with pytest.raises(ValueError, match="--layers: 'conv9' is none of conv1, layer1_0_conv1"):
+        dsq_figures.draw(dsq_figures.Config(runs=runs[0], layers="conv9", output_dir="figures"))
     # Table 2 is read off the run of table 4, which is not run again.
     row = dsq.tabulate(config(**options | {"table": 2}))
     assert (row["rows"], row["measured"]) == (1, 0)
