@@ -249,5 +249,5 @@ def rounded(text: str) -> str:
     if number == int(number) and "." not in text and "e" not in text.lower():
         return f"{int(number):,}"
     if number and abs(number) < 1e-3:
-        return f"{number:.2e}"
+        return f"{number:.3e}"
     return f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:.4g}"
