@@ -372,7 +372,7 @@ def test_ticks_are_round_and_span_the_values(low, high):
 
 
 def test_numbers_are_shown_with_four_digits_and_whole_ones_whole():
-    shown = {"4000752": "4,000,752", "0.85": "0.85", "3.2057": "3.206", "0.0000123": "1.23e-05"}
+    shown = {"4000752": "4,000,752", "0.85": "0.85", "3.2057": "3.206", "0.0000123": "1.230e-05"}
     shown |= {"0": "0", "-0.02": "-0.02", "123456.7": "123,457", "text": "text", "1e3": "1000"}
     assert {text: charts.rounded(text) for text in shown} == shown
 
