@@ -213,7 +213,8 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
     """
     scheme, quantizer = run
     model = network if config.model is None else networks.located(config.model, config.root)
-    data = [f"--dataset={networks.located(config.dataset, config.root)}"]
+    dataset = networks.located(config.dataset, config.root)
+    data = [f"--dataset={dataset}"]
     if config.val_dataset is not None:
         data.append(f"--val_dataset={networks.located(config.val_dataset, config.root)}")
     data.append(f"--batch_size={config.batch_size}")
@@ -236,7 +237,8 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
     commands = [[*float_command, f"--output_dir={float_dir}"]]
     train = ["qat.train", f"--model={float_dir}/float.keras", *data, *bits]
     if config.recipe is not None:
-        quantize = ["ptq.quantize", f"--model={float_dir}/float.keras", data[0], *bits]
+        quantize = ["ptq.quantize", f"--model={float_dir}/float.keras", f"--dataset={dataset}"]
+        quantize += bits
         quantize += [
             f"--recipe={config.recipe}",
             f"--calibration_images={config.calibration_images}",
@@ -251,8 +253,7 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
         *(["--distill"] if config.distill else []),
     ]
     if config.select_images is not None:
-        train += [f"--select_on={data[0].partition('=')[2]}"]
-        train += [f"--select_images={config.select_images}"]
+        train += [f"--select_on={dataset}", f"--select_images={config.select_images}"]
     train.append(f"--epochs={config.epochs}" if config.steps is None else f"--steps={config.steps}")
     folder = processes.folder(config.work_dir, f"{network}_{scheme}_{quantizer}", train)
     commands.append([*train, f"--output_dir={folder}"])

@@ -16,6 +16,7 @@ import time
 import numpy as np
 from keras import ops
 
+from eval import networks
 from lowbit import cli, layers, manifest, plots, results
 
 WINDOWS = 60  # points of a curve of losses, each the mean of a window
@@ -41,7 +42,7 @@ def draw(config: Config) -> dict:
       ValueError: for a folder that holds no finished run, and an unknown layer.
     """
     start = time.monotonic()
-    folders = [pathlib.Path(text.strip()) for text in config.runs.split(",")]
+    folders = [pathlib.Path(text) for text in networks.split(config.runs, "--runs")]
     labels = {folder: _label(folder) for folder in folders}
     results.check_folder(config.output_dir)
     os.makedirs(config.output_dir, exist_ok=True)
@@ -70,7 +71,7 @@ def draw(config: Config) -> dict:
 
 
 def _label(folder):
-    """Returns "quantizer, scheme" of a run, and its folder's name where it has another rate."""
+    """Returns the quantizer, scheme and rate of a run."""
     if not (folder / "qat.keras").exists() or not (folder / "config.json").exists():
         raise ValueError(f"--runs: {folder} holds no finished run of qat.train")
     record = json.loads((folder / "config.json").read_text())
@@ -99,7 +100,7 @@ def weights_in_steps(
         names = [name for name, layer in after.items() if layer.weight_spec.bits == fewest]
         names = list(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))
     else:
-        names = [name.strip() for name in chosen.split(",")]
+        names = networks.split(chosen, "--layers")
     for name in names:
         if name not in after:
             raise ValueError(f"--layers: {name!r} is none of {', '.join(after)}")

@@ -565,9 +565,8 @@ def _how(content):
         origin = f"in {path}"
         if versions:
             turn, place = divmod(len(letters), 26)
-            letter = letters.setdefault(
-                versions, chr(ord("A") + place) + (str(turn + 1) * bool(turn))
-            )
+            letter = chr(ord("A") + place) + (str(turn + 1) if turn else "")
+            letter = letters.setdefault(versions, letter)
             origin += f", versions {letter}"
         lines.append(f"{numbers}: {page.command(command)}{badge} {page.soft(origin)}")
     text = (

@@ -261,7 +261,8 @@ def step_histograms(
     """
     columns = len(weights)
     with _picture(path, 1, columns, (3.6 * columns, 3.2)) as axes:
-        for axis, (name, pair) in zip(np.atleast_1d(axes), weights.items(), strict=True):
+        axes = np.atleast_1d(axes)
+        for axis, (name, pair) in zip(axes, weights.items(), strict=True):
             edge = np.ceil(max(np.abs(each).max() for each in pair))
             bins = np.arange(-edge, edge + 0.05, 0.1)
             for values, color, when in zip(pair, (_GREY, _DARK), ("before", "after"), strict=True):
@@ -270,7 +271,7 @@ def step_histograms(
             axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
             axis.grid(axis="x", linewidth=0.4)
             axis.legend(frameon=False, fontsize=7)
-        np.atleast_1d(axes)[0].figure.suptitle(title, fontsize=9)
+        axes[0].figure.suptitle(title, fontsize=9)
 
 
 def channel_ranges(
