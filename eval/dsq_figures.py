@@ -7,6 +7,7 @@ run's training and after; dsq_figure_6.png, every run's loss by step; dsq_figure
 in the runs with DSQ.  The published curves are known as pictures only: these stand for themselves.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -43,7 +44,7 @@ def draw(config: Config) -> dict:
     """
     start = time.monotonic()
     folders = [pathlib.Path(text) for text in networks.split(config.runs, "--runs")]
-    labels = {folder: _label(folder) for folder in folders}
+    labels = _labels(folders)
     results.check_folder(config.output_dir)
     os.makedirs(config.output_dir, exist_ok=True)
     path = os.path.join(config.output_dir, "dsq_figure_{}.png").format
@@ -67,6 +68,16 @@ def draw(config: Config) -> dict:
         "outputs": ",".join(pictures),
         "seconds": round(time.monotonic() - start, 3),
         "versions": results.versions(),
+    }
+
+
+def _labels(folders):
+    """Returns {folder: label}, no two the same: the folder sets equal runs apart."""
+    labels = {folder: _label(folder) for folder in folders}
+    count = collections.Counter(labels.values())
+    return {
+        folder: label if count[label] == 1 else f"{label}, {folder}"
+        for folder, label in labels.items()
     }
 
 

@@ -1,5 +1,6 @@
 """eval.dsq: flags, the commands of a row, and whole small runs on both layouts of images."""
 
+import json
 import os
 import pathlib
 import re
@@ -60,6 +61,20 @@ def test_rows_are_chosen_by_all_flags_together():
 def test_figures_need_finished_runs(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no finished run of qat.train"):
         dsq_figures.draw(dsq_figures.Config(runs=str(tmp_path), output_dir=str(tmp_path)))
+
+
+def test_runs_of_one_schedule_keep_a_curve_each(tmp_path):
+    folders = [tmp_path / name for name in ("early", "late", "other")]
+    for folder, rate in zip(folders, (0.02, 0.02, 0.01), strict=True):
+        folder.mkdir()
+        (folder / "qat.keras").touch()
+        record = {"quantizer": "lsq", "scheme": "w4a4", "learning_rate": rate}
+        (folder / "config.json").write_text(json.dumps(record))
+    assert list(dsq_figures._labels(folders).values()) == [
+        f"lsq, w4a4, rate 0.02, {folders[0]}",
+        f"lsq, w4a4, rate 0.02, {folders[1]}",
+        "lsq, w4a4, rate 0.01",
+    ]
 
 
 @pytest.mark.parametrize(
