@@ -142,7 +142,7 @@ def tabulate(config: Config) -> dict:
     measured, found = 0, {}
     for number, (row, run) in enumerate(chosen.items(), 1):
         commands = commands_of(config, row[0], run)
-        text = " && ".join(map(processes.shown, commands))
+        text = _text(commands)
         stored = _find(results.read_rows(path), text)
         if stored is None:
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
@@ -158,17 +158,18 @@ def tabulate(config: Config) -> dict:
             results.write_rows(path, [*others, stored])
             stored = _find(results.read_rows(path), text, failed=True)
         found[row] = stored
+    found = _with_earlier(config, results.read_rows(path), found)
     lines = report(config.table, found)
     print(results.table(lines, list(lines[0])) if lines else "nothing measured", file=sys.stderr)
     page_path = os.path.join(config.output_dir, f"dsq_table_{config.table}.md")
     files.save_bytes(page(config, lines, found).encode(), page_path)
     failed = [row["status"] for row in found.values() if row["status"] != "ok"]
     if failed:
-        raise ValueError(f"{len(failed)} of {len(found)} rows failed, the first: {failed[0]}")
+        raise ValueError(f"{len(failed)} of {len(chosen)} rows failed, the first: {failed[0]}")
     return {
         "tool": "eval.dsq",
         "table": config.table,
-        "rows": len(found),
+        "rows": len(chosen),
         "measured": measured,
         "dataset": config.dataset,
         "output": page_path,
@@ -201,6 +202,15 @@ def _chosen(config) -> dict[Row, Run]:
     if rows and not kept:
         raise ValueError(f"table {config.table} has no row of all that was chosen")
     return {row: rows[row] for row in kept}
+
+
+def _with_earlier(config, stored, found):
+    """Returns the rows of a run, and those of the table that others measured under its schedule."""
+    rows = {}
+    for row, run in MEASURED[config.table].items():
+        measured = found.get(row) or _find(stored, _text(commands_of(config, row[0], run)))
+        rows |= {} if measured is None else {row: measured}
+    return rows
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -269,6 +279,10 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
     return commands
 
 
+def _text(commands):
+    return " && ".join(map(processes.shown, commands))
+
+
 def _find(rows, commands, failed=False):
     for row in rows:
         if row["commands"] == commands and (failed or row["status"] == "ok"):
@@ -296,7 +310,7 @@ def _measure(config, row, commands):
         "status": "ok",
         "seconds": 0.0,
         "peak_mib": 0,
-        "commands": " && ".join(map(processes.shown, commands)),
+        "commands": _text(commands),
         "versions": results.versions(),
     }
     log = os.path.join(config.work_dir, "log.txt")

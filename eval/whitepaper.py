@@ -306,7 +306,7 @@ def tabulate(config: Config) -> dict:
     rows = [find(stored, cell, in_table=True, failed=True) for cell in plan]
     print(results.table(*report(plan, rows)), file=sys.stderr)
     page_path = os.path.join(config.output_dir, f"whitepaper_table_{config.table}.md")
-    files.save_bytes(page(config, plan, rows).encode(), page_path)
+    files.save_bytes(page(config, shown(stored, plan)).encode(), page_path)
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         raise ValueError(
@@ -637,6 +637,30 @@ def _digest(identity, names):
 # Showing
 
 
+def shown(stored: Sequence[Mapping[str, str]], plan: Sequence[Cell]) -> list[Mapping[str, str]]:
+    """Returns the rows of the plan's table that were measured on its images, by whatever run.
+
+    A cell of the plan is as the plan means it, another as it was measured last.  Rows are ordered by
+    network, then as the table's columns.
+    """
+    table, identity = plan[0].table, plan[0].identity
+    alike = ("dataset", "split", "images", "crop", "versions")
+    found = {
+        (row["network"], row["column"]): row
+        for row in stored
+        if row["table"] == str(table)
+        and row["status"] == "ok"
+        and all(row[name] == identity[name] for name in alike)
+    }
+    for cell in plan:
+        found[cell.network.row, cell.name] = find(stored, cell, in_table=True, failed=True)
+    names = list(dict.fromkeys([*COLUMNS[table], *(column for _, column in found)]))
+    rows = list(dict.fromkeys(network for network, _ in found))
+    return sorted(
+        found.values(), key=lambda row: (rows.index(row["network"]), names.index(row["column"]))
+    )
+
+
 def report(
     plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
 ) -> tuple[list[dict[str, str]], list[str]]:
@@ -647,7 +671,7 @@ def report(
             "network": cell.network.row,
             "column": cell.name,
             "paper": row["published"] or "-",
-            "measured": _figure(cell, row),
+            "measured": _figure(row),
         }
         names = ("top1_difference", "top1_paired_error", "mean_kl", "runtime", "images", "seconds")
         lines.append(line | {name: _detail(name, row[name]) for name in names})
@@ -655,36 +679,33 @@ def report(
 
 
 def overview(
-    config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
+    table: int, rows: Sequence[Mapping[str, str]]
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Returns (rows, column names) as in the paper: a network each, published beside measured."""
-    paper = published.TABLES[config.table]
-    found = {
-        (cell.network.row, cell.name): (cell, row) for cell, row in zip(plan, rows, strict=True)
-    }
+    paper = published.TABLES[table]
+    found = {(row["network"], row["column"]): row for row in rows}
     titles = ["network"]
-    lines = {cell.network.row: {"network": cell.network.row} for cell in plan}
-    listed = {cell.network.row: cell.network for cell in plan}
-    for name in columns_of(config):
-        in_paper, is_measured = name in paper.columns, any(key[1] == name for key in found)
-        titles += [f"{name}, paper"] * in_paper + [name] * is_measured
+    lines = {row["network"]: {"network": row["network"]} for row in rows}
+    in_paper = {row["network"]: row["paper"] or None for row in rows}
+    for name in dict.fromkeys([*COLUMNS[table], *(row["column"] for row in rows)]):
+        is_measured = any(key[1] == name for key in found)
+        titles += [f"{name}, paper"] * (name in paper.columns) + [name] * is_measured
         for network, line in lines.items():
-            figure = paper.figure(listed[network].paper, name)
+            figure = paper.figure(in_paper[network], name)
             line[f"{name}, paper"] = "-" if figure is None else str(figure)
-            line[name] = _figure(*found[network, name]) if is_measured else "-"
-    for cell, row in zip(plan, rows, strict=True):
-        lines[cell.network.row]["images"] = (
-            f"{row['images']} of {pathlib.Path(row['dataset']).name}"
-        )
+            line[name] = _figure(found[network, name]) if (network, name) in found else "-"
+    for row in rows:
+        lines[row["network"]]["images"] = f"{row['images']} of {pathlib.Path(row['dataset']).name}"
     return list(lines.values()), [*titles, "images"]
 
 
-def _figure(cell, row):
+def _figure(row):
     if row["status"] != "ok":
         return "failed"
-    if cell.column.value == "params_millions":
+    column = COLUMNS[int(row["table"])].get(row["column"])  # None of one that --recipe added
+    if column is not None and column.value == "params_millions":
         return f"{int(row['parameters']) / 1e6:.2f}"
-    return f"{float(row[cell.column.value]):.3f}"
+    return f"{float(row['top1']):.3f}"
 
 
 DETAILS = {
@@ -692,6 +713,7 @@ DETAILS = {
     "column": "column",
     "scheme": "scheme",
     "options": "options",
+    "calibration_images": "calibrated on",
     "runtime": "runtime",
     "top1": "top-1",
     "top1_difference": "minus float",
@@ -705,7 +727,7 @@ DETAILS = {
 }
 
 
-def page(config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]) -> str:
+def page(config: Config, rows: Sequence[Mapping[str, str]]) -> str:
     """Returns the table as a page of Markdown: figures, details, commands."""
     first = rows[0]
     cropped = "" if config.crop == 1 else f", the central {config.crop:g} of each side"
@@ -718,7 +740,7 @@ def page(config: Config, plan: Sequence[Cell], rows: Sequence[Mapping[str, str]]
         "interpreter (litert) where an integer file can hold the scheme, else simulated in Keras. "
         "Other images than the paper's make other absolute figures: compare with the float column.",
         "",
-        *results.markdown(*overview(config, plan, rows)),
+        *results.markdown(*overview(config.table, rows)),
         "",
         "*minus float* is paired, image by image, with its standard error; KL in nats; *seconds* and "
         "*peak MiB* are of quantizing, export and measuring, without the float reference.",

@@ -125,6 +125,12 @@ def test_table_4_on_a_small_cifar(tmp_path, monkeypatch, small_cifar):
     row = dsq.tabulate(config(methods=f"{dsq.WHOLE_DSQ};PACT", **options))
     # DSQ in 2 bits, PACT in 3
     assert (row["rows"], row["measured"]) == (2, 2)
+    # The page keeps what another run measured under this schedule.
+    page = pathlib.Path("results/dsq_table_4.md")
+    whole = page.read_text()
+    row = dsq.tabulate(config(methods="PACT", **options))
+    assert (row["rows"], row["measured"]) == (1, 0)
+    assert page.read_text() == whole
     more = {"recipe": "fast", "select_images": 10, "distill": True, "output_dir": "from_ptq"}
     row = dsq.tabulate(config(methods="LSQ", schemes="w4a4", **options, **more))
     assert (row["rows"], row["measured"]) == (1, 1)
