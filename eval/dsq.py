@@ -381,7 +381,7 @@ def page(
         "",
     ]
     if config.table == 2:
-        text += _alphas(found)
+        text += _alphas(config, found)
     else:
         text += results.markdown(lines, list(lines[0])) if lines else ["Nothing is measured."]
     text += ["", *processes.heading(found.values())]
@@ -389,11 +389,17 @@ def page(
     return "\n".join([*text, *(f"    {command}" for command in commands), ""])
 
 
-def _alphas(found):
+def _alphas(config, found):
     """Returns the lines of table 2: what the last step of the run left."""
-    (row,) = found.values()
-    folder = [word for word in row["commands"].split() if word.startswith("--output_dir=")][-1]
-    rows = results.read_rows(os.path.join(folder.partition("=")[2].strip('"'), "alpha.csv"))
+    ((row, measured),) = found.items()
+    option = commands_of(config, row[0], MEASURED[2][row])[-1][-1]
+    path = os.path.join(option.partition("=")[2], "alpha.csv")
+    rows = results.read_rows(path)
+    if not rows and measured["status"] == "ok":
+        raise ValueError(
+            f"{path}: the run's folder is gone, and with it its alphas; without its row in dsq.csv it "
+            "is run again"
+        )
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
     learnt = {
         (layer, row["part"]): f"{float(row['alpha']):.4f}"

@@ -250,8 +250,9 @@ class Cell:
 
 
 # What decides a number; the names are columns of the CSV.
+MODEL = ("model", "weights", "alpha", "input_size", "preprocess")
 IDENTITY = (
-    *("model", "weights", "alpha", "input_size", "preprocess", "scheme", "options", "runtime"),
+    *(*MODEL, "scheme", "options", "runtime"),
     *("dataset", "split", "images", "crop"),
     *("calibration", "calibration_images", "seed", "training", "training_options", "versions"),
 )
@@ -383,7 +384,7 @@ def cells(
     for network in rows:
         for name, column in chosen.items():
             identity = {
-                **{field: getattr(network, field) for field in IDENTITY[:5]},
+                **{field: getattr(network, field) for field in MODEL},
                 "scheme": column.scheme,
                 "options": " ".join(column.options),
                 "runtime": "litert" if _is_exported(column) else "keras",
@@ -562,8 +563,7 @@ def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
 def steps(config: Config, cell: Cell) -> Steps:
     """Returns the commands of a cell: modules and their flags, with $ROOT where --root stands."""
     network, identity = cell.network, cell.identity
-    names = ("model", "weights", "alpha", "input_size", "preprocess")
-    model = [f"--{name}={identity[name]}" for name in names if identity[name]]
+    model = [f"--{name}={identity[name]}" for name in MODEL if identity[name]]
     images = [f"--dataset={identity['dataset']}", f"--split={identity['split']}"]
     if config.limit is not None:
         images.append(f"--limit={config.limit}")
@@ -572,7 +572,7 @@ def steps(config: Config, cell: Cell) -> Steps:
     images.append(f"--output_dir={config.work_dir}")
     # A name of its own for all that decides the float outputs.
     further = ("dataset", "split", "images", "crop", "versions")
-    digest = _digest(identity, (*names, *further))
+    digest = _digest(identity, (*MODEL, *further))
     outputs = f"{config.work_dir}/{network.row}.float.{digest}.npz"
     float_command = ["eval.accuracy", *model, *images, f"--save_outputs={outputs}"]
     if cell.column.scheme == "float":
@@ -640,17 +640,25 @@ def _digest(identity, names):
 def shown(stored: Sequence[Mapping[str, str]], plan: Sequence[Cell]) -> list[Mapping[str, str]]:
     """Returns the rows of the plan's table that were measured on its images, by whatever run.
 
-    A cell of the plan is as the plan means it, another as it was measured last.  Rows are ordered by
-    network, then as the table's columns.
+    A cell of the plan is as the plan means it, another as it was measured last; of two models of one
+    name the plan's counts, or the one measured last.  Rows are ordered by network, then as the table's
+    columns.
     """
     table, identity = plan[0].table, plan[0].identity
     alike = ("dataset", "split", "images", "crop", "versions")
-    found = {
-        (row["network"], row["column"]): row
+    measured = [
+        row
         for row in stored
         if row["table"] == str(table)
         and row["status"] == "ok"
-        and all(row[name] == identity[name] for name in alike)
+        and all(row.get(name) == identity[name] for name in alike)
+    ]
+    models = {row["network"]: _model(row) for row in measured}
+    models |= {cell.network.row: _model(cell.identity) for cell in plan}
+    found = {
+        (row["network"], row["column"]): row
+        for row in measured
+        if _model(row) == models[row["network"]]
     }
     for cell in plan:
         found[cell.network.row, cell.name] = find(stored, cell, in_table=True, failed=True)
@@ -659,6 +667,10 @@ def shown(stored: Sequence[Mapping[str, str]], plan: Sequence[Cell]) -> list[Map
     return sorted(
         found.values(), key=lambda row: (rows.index(row["network"]), names.index(row["column"]))
     )
+
+
+def _model(row):
+    return [row.get(name, "") for name in MODEL]
 
 
 def report(

@@ -14,7 +14,7 @@ import tensorboard.summary
 from absl import logging
 from keras import ops
 
-from lowbit import checkpoint, layers, progress, quantizers, results
+from lowbit import checkpoint, files, layers, progress, quantizers, results
 from lowbit.data import pipeline
 from qat import losses, rates
 
@@ -204,6 +204,9 @@ def _csv(output_dir):
     return output_dir / "training.csv"
 
 
+COLUMNS = ("stage", "step", "loss", "learning_rate", "seconds")
+
+
 class _Log:
     """The run's numbers: training.csv, and TensorBoard events."""
 
@@ -214,10 +217,13 @@ class _Log:
         spent = [float(row["seconds"]) for row in rows if row["stage"] == stage]
         rows = [row for row in rows if row["stage"] != stage or int(row["step"]) < first_step]
         self.start = time.monotonic() - max(spent, default=0.0)
-        self.file = open(path, "w", newline="")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["stage", "step", "loss", "learning_rate", "seconds"])
-        self.writer.writerows(row.values() for row in rows)
+        # Whole or not at all: a run may be killed again before its first step is logged.
+        if rows:
+            results.write_rows(path, rows)
+        else:
+            files.save_bytes((",".join(COLUMNS) + "\n").encode(), path)
+        self.file = open(path, "a", newline="")
+        self.writer = csv.writer(self.file, lineterminator="\n")
         self.stage = stage
         self.events = tensorboard.summary.Writer(str(output_dir / "tensorboard"))
 

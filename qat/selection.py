@@ -21,6 +21,7 @@ from absl import logging
 from lowbit import checkpoint, results
 from lowbit.data import images, pipeline
 
+IMAGES = 400  # that choose, where the user does not say how many
 MEASUREMENTS = 10  # over a run, beside the start's
 
 
@@ -76,12 +77,12 @@ class Selection:
     Args:
       model: in training.
       steps: of the run.
-      measure: gives the figure of what would be saved now; the lower the better.
+      measure: gives the figure of what would be saved at a step, now; the lower the better.
       folder: of the run.
     """
 
     def __init__(
-        self, model: keras.Model, steps: int, measure: Callable[[], float], folder: pathlib.Path
+        self, model: keras.Model, steps: int, measure: Callable[[int], float], folder: pathlib.Path
     ):
         self.model, self.steps, self.measure = model, steps, measure
         self.table, self.kept = folder / "selection.csv", folder / "selected.npz"
@@ -96,15 +97,15 @@ class Selection:
         # A run that was killed comes by again.
         rows = [row for row in results.read_rows(self.table) if int(row["step"]) < step]
         with averages() if averages else contextlib.nullcontext():
-            value = self.measure()
+            value = self.measure(step)
             # What is not a number is never less.
             if not rows or value < min(float(row["value"]) for row in rows):
                 checkpoint.save(self.kept, "selected", step, self.model.variables)
         logging.info("step %d: %.5f on the images that choose", step, value)
         results.write_rows(self.table, [*rows, {"step": step, "value": value}])
 
-    def restore(self) -> None:
-        """Gives the model the variables of the best step, and says which one that is."""
+    def restore(self) -> int:
+        """Gives the model the variables of the best step; returns that step, and says which it is."""
         step = checkpoint.load(self.kept, "selected", self.model.variables)
         values = {int(row["step"]): float(row["value"]) for row in results.read_rows(self.table)}
         said = "step %d of %d is saved: %.5f on the images that choose, %.5f at the start"
@@ -115,6 +116,7 @@ class Selection:
                 "A lower --learning_rate, or more images, may do better"
             )
         self.kept.unlink()
+        return step
 
 
 def best_step(folder: pathlib.Path) -> int | None:

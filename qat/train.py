@@ -25,6 +25,7 @@ from absl import logging
 from lowbit import (
     calibration,
     cli,
+    fakequant,
     files,
     layers,
     manifest,
@@ -174,16 +175,17 @@ class Config:
         "Images by which the step that is saved is chosen, the start among them; they are neither "
         "trained on nor measured on, where the other flags name them too.",
     )
-    select_images: int = cli.field(
-        400, "Of --select_on, the last ones that calibration would draw; half of it at most."
+    select_images: int | None = cli.field(
+        None,
+        "Of --select_on, the last ones that calibration would draw, half of it at most; default "
+        f"{selection.IMAGES}.",
     )
 
     def __post_init__(self):
-        counts = ("epochs", "batch_size", "checkpoint_every", "calibration_images", "select_images")
-        for name in counts:
+        for name in ("epochs", "batch_size", "checkpoint_every", "calibration_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("steps", "limit", "evaluate_every"):
+        for name in ("steps", "limit", "evaluate_every", "select_images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
         amounts = ("float_epochs", "weight_decay", "range_penalty", "dampening", "distill_features")
@@ -198,6 +200,8 @@ class Config:
             raise ValueError("--warmup_steps needs --schedule=cosine")
         if self.distill_features and not self.distill:
             raise ValueError("--distill_features needs --distill")
+        if self.select_images is not None and self.select_on is None:
+            raise ValueError("--select_images needs --select_on")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; allowed is above 0 and below 1")
         if self.learning_rate <= 0 or self.float_learning_rate <= 0:
@@ -225,7 +229,7 @@ def train(config: Config) -> dict:
         chosen_from = open_training(config.select_on, "train_whole")
         training_images, choosing = selection.split(
             *(training_images, validation_images, chosen_from),
-            *(config.select_images, config.seed),
+            *(config.select_images or selection.IMAGES, config.seed),
         )
 
     # --- float model ---
@@ -251,6 +255,8 @@ def train(config: Config) -> dict:
     for images in (training_images, validation_images, choosing):
         if images is not None:
             datasets.check_labels(images, classes)
+    if started is None:
+        placement.place(float_model, bits, strict=config.strict)  # refuses layers and patterns
     _record_config(config, output_dir)  # only now: bad input has left no run behind
     stream = loop.Stream(
         training_images,
@@ -280,7 +286,7 @@ def train(config: Config) -> dict:
                 *(float_model, stream, steps, settings, target, output_dir, stage),
                 after_step=_follower(
                     *(config, output_dir, stage, steps, validation_images, preprocess),
-                    lambda: float_model,
+                    lambda step: float_model,
                 ),
             )
         manifest.save_model(float_model, float_path, facts)
@@ -336,7 +342,8 @@ def train(config: Config) -> dict:
             threshold = stability.THRESHOLD if config.oscillations == "freeze" else None
             watch = stability.Oscillations(quantized, threshold)
         if choosing is not None:
-            measure = _distance(config, quantized, float_model, choosing, preprocess)
+            saved = _as_saved(quantized, config, stream)
+            measure = _distance(config, saved, float_model, choosing, preprocess)
             selected = selection.Selection(quantized, steps, measure, output_dir)
         take_averages = loop.fit(
             quantized,
@@ -352,7 +359,7 @@ def train(config: Config) -> dict:
                 *(quantized, watch, steps, output_dir / "alpha.csv"),
                 _follower(
                     *(config, output_dir, "QAT", steps, validation_images, preprocess),
-                    _as_saved(quantized),
+                    _as_saved(quantized, config, stream),
                 ),
                 selected,
             ),
@@ -364,12 +371,11 @@ def train(config: Config) -> dict:
                 [{"layer": name, "share": share} for name, share in watch.shares().items()],
             )
         if config.ema_decay is not None:
-            last = _settled(quantized, config, stream)
+            last = _settled(quantized, config, stream, steps)
             manifest.save_model(last, output_dir / "qat_last_weights.keras", facts)
             take_averages()
-        if selected:
-            selected.restore()
-        manifest.save_model(_settled(quantized, config, stream), qat_path, facts)
+        step = selected.restore() if selected else steps
+        manifest.save_model(_settled(quantized, config, stream, step), qat_path, facts)
 
     # --- evaluate: three models, the same images ---
     rows, row = _evaluate(config, output_dir, validation_images, preprocess)
@@ -568,7 +574,7 @@ def _watcher(model, watch, steps, alpha_path, follow, selected):
 def _follower(config, output_dir, stage, steps, images, preprocess, saved):
     """Returns what measures a model on the validation images in between, or None.
 
-    `saved()` is the model as it would be saved; the rest is as `loop.fit` calls its `after_step`.
+    `saved(step)` is the model as it would be saved; the rest is as `loop.fit` calls its `after_step`.
     """
     if config.evaluate_every is None:
         return None
@@ -586,7 +592,7 @@ def _follower(config, output_dir, stage, steps, images, preprocess, saved):
         found = []
         for weights in ("last", "average") if averages else ("last",):
             with averages() if weights == "average" else contextlib.nullcontext():
-                outputs = _outputs(saved(), config, images, preprocess, count)
+                outputs = _outputs(saved(step), config, images, preprocess, count)
             line = dict.fromkeys(("top1", "kl", "agreement"))
             if images.num_classes > 1:
                 line["top1"] = float((metrics.ranks(outputs, images.labels[:count]) == 0).mean())
@@ -602,16 +608,16 @@ def _follower(config, output_dir, stage, steps, images, preprocess, saved):
     return follow
 
 
-def _as_saved(model):
-    """Returns what gives a model in training as it would be saved now.
+def _as_saved(trained, config, stream):
+    """Returns what gives a model in training as it would be saved at a step.
 
     It is one model with new weights each time: 11 of MobileNet-v2, traced one by one, held 560 MiB.
     """
     kept = None
 
-    def saved():
+    def saved(step):
         nonlocal kept
-        fresh = methods.plain(model)
+        fresh = _plain(trained, config, stream, step)
         if kept is None:
             kept = fresh
         else:
@@ -621,13 +627,23 @@ def _as_saved(model):
     return saved
 
 
-def _distance(config, model, float_model, images, preprocess):
-    """Returns what measures a model in training by `selection`'s formula, as it would be saved."""
-    count, wanted, saved = len(images), None, _as_saved(model)
+def _plain(trained, config, stream, step):
+    """Returns the model that is saved of a step, the start being the one before the first."""
+    model = methods.plain(trained)
+    if config.reestimate_batch_norm and step:
+        batches = stream.calibration(config.reestimate_batch_norm, config.batch_size)
+        stability.reestimate_batch_norms(model, batches)
+    calibration.widen_for_kernels(model)
+    return model
 
-    def distance():
+
+def _distance(config, saved, float_model, images, preprocess):
+    """Returns what measures `saved(step)` by `selection`'s formula."""
+    count, wanted = len(images), None
+
+    def distance(step):
         nonlocal wanted
-        outputs = _outputs(saved(), config, images, preprocess, count)
+        outputs = _outputs(saved(step), config, images, preprocess, count)
         if not config.distill:
             rows = np.arange(count)
             return float(-metrics.log_probabilities(outputs)[rows, images.labels].mean())
@@ -651,16 +667,9 @@ def _log_rows(path, rows):
     results.write_rows(path, [*kept, *rows])
 
 
-def _settled(trained, config, stream):
+def _settled(trained, config, stream, step):
     """Returns the model as it is saved, and says which ranges did not follow the network."""
-    for quantizer in quantizers.activation_quantizers(trained):
-        quantizer.enabled = True
-        quantizer.set_mode("frozen")
-    if config.reestimate_batch_norm:
-        count = config.reestimate_batch_norm
-        stability.reestimate_batch_norms(trained, stream.calibration(count, config.batch_size))
-    model = methods.plain(trained)
-    calibration.widen_for_kernels(model)
+    model = _plain(trained, config, stream, step)
     if not calibration.observed_points(model):
         return model
     estimator = ranges.ESTIMATORS["moving_average"]
@@ -694,10 +703,11 @@ def _outputs(model, config, images, preprocess, count, update=lambda done: None)
         indices=np.arange(count),
     )
     done, parts = 0, []
-    for part in runtimes.run_keras(model, (x for x, _ in batches)):
-        parts.append(part)
-        done += len(part)
-        update(done)
+    with fakequant.without_retracing_warnings():  # a handful of models, each traced once
+        for part in runtimes.run_keras(model, (x for x, _ in batches)):
+            parts.append(part)
+            done += len(part)
+            update(done)
     return np.concatenate(parts)
 
 

@@ -63,6 +63,21 @@ def test_figures_need_finished_runs(tmp_path):
         dsq_figures.draw(dsq_figures.Config(runs=str(tmp_path), output_dir=str(tmp_path)))
 
 
+def test_alphas_are_read_in_the_runs_folder_and_missed(tmp_path):
+    """A folder with a space; and one that is gone, whose page would be empty."""
+    chosen = config(table=2, work_dir=str(tmp_path / "my runs"))
+    ((row, run),) = dsq.MEASURED[2].items()
+    option = dsq.commands_of(chosen, row[0], run)[-1][-1]
+    found = {row: {"status": "ok"}}
+    with pytest.raises(ValueError, match="alpha.csv: the run's folder is gone"):
+        dsq._alphas(chosen, found)
+    learnt = {"step": 3, "layer": "layer3_2_conv2", "part": "weights", "alpha": 0.25, "read_by": ""}
+    results.write_rows(os.path.join(option.partition("=")[2], "alpha.csv"), [learnt])
+    assert any("| 0.0975 | 0.2500 | 0.3277 | - |" in line for line in dsq._alphas(chosen, found))
+    failed = config(table=2, work_dir=str(tmp_path / "none"))
+    assert "| 0.0975 | - |" in "".join(dsq._alphas(failed, {row: {"status": "failed: killed"}}))
+
+
 def test_runs_of_one_schedule_keep_a_curve_each(tmp_path):
     folders = [tmp_path / name for name in ("early", "late", "other")]
     for folder, rate in zip(folders, (0.02, 0.02, 0.01), strict=True):

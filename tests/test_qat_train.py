@@ -26,7 +26,7 @@ from lowbit import (
     tflite_file,
 )
 from lowbit.data import datasets, images, pipeline, preprocess
-from qat import selection, train
+from qat import loop, selection, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -170,6 +170,22 @@ def test_what_is_saved_is_the_step_that_did_best_on_images_left_out(tmp_path, di
         ends[rate] = row["selected_step"]
     # The network is untrained: labels have much to teach it, and nothing is nearer to it than PTQ.
     assert ends[30.0] == 0 if distill else ends[1e-3] > 0
+
+
+def test_what_is_measured_has_the_batch_norms_that_are_saved(tmp_path):
+    """--reestimate_batch_norm at each measurement; a start that is chosen stays as it was."""
+    small_network(tmp_path / "float_model.keras")
+    options = {"reestimate_batch_norm": 32, "range_mode": "frozen", "evaluate_every": 12}
+    choosing = {"select_on": "digits", "select_images": 40, "distill": True, "learning_rate": 30.0}
+    for name, more in {"last": {}, "start": choosing}.items():
+        row = train.train(config(tmp_path, output_dir=str(tmp_path / name), **options, **more))
+        *_, measured = results.read_rows(tmp_path / name / "validation.csv")
+        if name == "last":
+            assert row["kl_qat"] == pytest.approx(float(measured["kl"]), abs=1e-9)
+            assert row["kl_qat"] > 2 * row["kl_ptq"]
+        else:
+            assert row["selected_step"] == 0
+            assert row["kl_qat"] == row["kl_ptq"] < float(measured["kl"])
 
 
 def test_images_that_choose_are_not_trained_on_nor_measured_on(tmp_path):
@@ -361,12 +377,36 @@ def test_an_earlier_run_is_not_overwritten_and_resume_wants_its_flags(tmp_path):
         ({"dataset": "no_such_folder/x"}, "no such file or folder"),
         ({"preprocess": "nonsense"}, "is not one of"),
         ({"weights": "w.h5"}, "for zoo names"),
+        ({"override": "nothing=w4a8"}, "no layer's name matches 'nothing'"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, options, message):
     small_network(tmp_path / "float_model.keras")
     with pytest.raises((ValueError, OSError), match=message):
         train.train(config(tmp_path, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_first_step_keeps_its_log(tmp_path):
+    rows = [
+        {"stage": stage, "step": str(step), "loss": "1", "learning_rate": "0.1", "seconds": "2.0"}
+        for stage, step in (("float training", 0), ("QAT", 0), ("QAT", 1))
+    ]
+    results.write_rows(tmp_path / "training.csv", rows)
+    killed = loop._Log(tmp_path, "QAT", 1)
+    assert results.read_rows(tmp_path / "training.csv") == rows[:2]
+    killed.add(1, 0.5, 0.1)
+    # What is there counts while the next one goes on.
+    again = loop._Log(tmp_path, "QAT", 2)
+    assert [line["loss"] for line in results.read_rows(tmp_path / "training.csv")] == [
+        *("1", "1", "0.5")
+    ]
+    for log in (killed, again):
+        log.close()
+    (tmp_path / "training.csv").unlink()
+    loop._Log(tmp_path, "QAT", 0).close()
+    header = (tmp_path / "training.csv").read_text()
+    assert header == "stage,step,loss,learning_rate,seconds\n"
 
 
 @pytest.mark.parametrize("field", ["epochs", "batch_size", "learning_rate", "range_decay"])
@@ -381,6 +421,8 @@ def test_impossible_settings_are_refused(field):
         ({"rate_unit": "step"}, "--rate_unit=step needs --optimizer=adam"),
         ({"warmup_steps": 3, "schedule": "constant"}, "--warmup_steps needs --schedule=cosine"),
         ({"warmup_steps": -3}, "--warmup_steps is -3"),
+        ({"select_images": 10}, "--select_images needs --select_on"),
+        ({"select_images": 0, "select_on": "digits"}, "--select_images is 0"),
     ],
 )
 def test_flags_that_need_others_say_so(options, message):

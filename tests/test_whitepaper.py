@@ -276,6 +276,7 @@ def test_a_page_has_what_other_runs_measured_on_the_same_images():
         row("other", accurate, calibration_images="800", top1="0.2"),
         row("other", "float", table="4"),
         row(network, "float", input_size="128", top1="0.9"),
+        row(network, accurate, preprocess="caffe"),
     ]
     found = whitepaper.shown(stored, [cell])
     assert [(each["network"], each["column"], each["top1"]) for each in found] == [
