@@ -61,8 +61,8 @@ ADAROUND = ("--corrections=clipping,regression,adaround,bias_empirical", "--cali
 ENDS = "--ends=w8a8"
 EQUALIZED = ("--corrections=equalization,bias_empirical", "--calibrator=auto")
 # Of qat.train.  At 8 bits 200 steps took MobileNet-v1 0.25 from a mean KL to float of 0.0190 to 0.0171,
-# on 400 calibration images that were left out; 100 are what 2 cores have time for.  At 4 bits no
-# setting has gained on PTQ (docs/qat.md): this is the mildest that was tried.
+# on 400 calibration images that were left out; 100 are what 2 cores have time for.  At 4 bits
+# freer settings undo what PTQ found (docs/qat.md): this is the mildest that was tried.
 DISTILLED = (
     *("--distill", "--optimizer=adam", "--rate_unit=step", "--warmup_steps=20", "--batch_size=24"),
 )
