@@ -15,7 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
 
 _DARK, _LIGHT, _GREY = "#2a6f4e", "#d9a441", "#8a8a8a"
-_CURVES = (_DARK, _LIGHT, "#4878a8", "#a03a3a")
+_CURVES = (_DARK, _LIGHT, "#4878a8", "#a03a3a", "#8a5fb0", "#3fa9a0")
+_STYLES = ("-", "--", ":", "-.")  # by turn, where the colours begin anew
 _BY_WEIGHTS = {"last": _LIGHT, "average": _DARK}  # validation curves
 
 
@@ -99,10 +100,12 @@ def learning_curves(
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-            for (label, points), color in zip(curves.items(), _CURVES * 4, strict=False):
+            for index, (label, points) in enumerate(curves.items()):
+                turn, place = divmod(index, len(_CURVES))
                 if points:
-                    axis.plot(*zip(*points, strict=True), "o-", markersize=2.5, color=color)
-                    axis.lines[-1].set(label=label, linewidth=1.2)
+                    axis.plot(*zip(*points, strict=True), "o", markersize=2.5, color=_CURVES[place])
+                    style = _STYLES[turn % len(_STYLES)]
+                    axis.lines[-1].set(label=label, linewidth=1.2, linestyle=style)
             axis.set_title(title, fontsize=8)
             axis.set(xlabel=over, ylabel=measure)
             axis.grid(axis="y", linewidth=0.3)
