@@ -146,7 +146,7 @@ def tabulate(config: Config) -> dict:
     measured, found = 0, {}
     for number, (row, run) in enumerate(chosen.items(), 1):
         commands = commands_of(config, row[0], run)
-        text = _text(commands)
+        text = processes.joined(commands)
         stored = _find(results.read_rows(path), text)
         if stored is None:
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
@@ -212,7 +212,9 @@ def _with_earlier(config, stored, found):
     """Returns the rows of a run, and those of the table that others measured under its schedule."""
     rows = {}
     for row, run in MEASURED[config.table].items():
-        measured = found.get(row) or _find(stored, _text(commands_of(config, row[0], run)))
+        measured = found.get(row) or _find(
+            stored, processes.joined(commands_of(config, row[0], run))
+        )
         rows |= {} if measured is None else {row: measured}
     return rows
 
@@ -283,10 +285,6 @@ def commands_of(config: Config, network: str, run: Run) -> list[list[str]]:
     return commands
 
 
-def _text(commands):
-    return " && ".join(map(processes.shown, commands))
-
-
 def _find(rows, commands, failed=False):
     for row in rows:
         if row["commands"] == commands and (failed or row["status"] == "ok"):
@@ -314,7 +312,7 @@ def _measure(config, row, commands):
         "status": "ok",
         "seconds": 0.0,
         "peak_mib": 0,
-        "commands": _text(commands),
+        "commands": processes.joined(commands),
         "versions": results.versions(),
     }
     log = os.path.join(config.work_dir, "log.txt")
@@ -408,7 +406,7 @@ def _alphas(config, found):
     learnt = {
         (layer, row["part"]): f"{float(row['alpha']):.4f}"
         for row in last
-        for layer in ([row["layer"]] if row["part"] == "weights" else row["read_by"].split())
+        for layer in layers_of(row)
     }
     lines = [
         {
@@ -421,6 +419,11 @@ def _alphas(config, found):
         for layer, (weights, activations) in dsq_published.LEARNT_ALPHA.items()
     ]
     return results.markdown(lines, list(lines[0]))
+
+
+def layers_of(row: Mapping[str, str]) -> list[str]:
+    """Returns the layers that a row of alpha.csv is about: of activations those that read them."""
+    return [row["layer"]] if row["part"] == "weights" else row["read_by"].split()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from keras import ops
 
-from eval import networks
+from eval import dsq, networks
 from lowbit import cli, layers, manifest, plots, results
 
 WINDOWS = 60  # points of a curve of losses, each the mean of a window
@@ -46,7 +46,6 @@ def draw(config: Config) -> dict:
     folders = [pathlib.Path(text) for text in networks.split(config.runs, "--runs")]
     labels = _labels(folders)
     results.check_folder(config.output_dir)
-    os.makedirs(config.output_dir, exist_ok=True)
     path = os.path.join(config.output_dir, "dsq_figure_{}.png").format
     weights = weights_in_steps(folders[0], config.layers)
     plots.step_histograms(weights, f"{labels[folders[0]]}: weights, in steps", path(5))
@@ -141,8 +140,7 @@ def alphas_of(
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in results.read_rows(folder / "alpha.csv"):
-        readers = [row["layer"]] if row["part"] == "weights" else (row["read_by"] or "").split()
-        for name in readers:
+        for name in dsq.layers_of(row):
             if name in names:
                 curve = found.setdefault(row["part"], {}).setdefault(name, [])
                 curve.append((float(row["step"]), float(row["alpha"])))

@@ -172,7 +172,7 @@ def measure(config: Config) -> dict:
     measured, found = 0, {}
     for number, name in enumerate(names, 1):
         commands = commands_of(config, RUNS[name], images)
-        text = " && ".join(map(processes.shown, commands))
+        text = processes.joined(commands)
         stored = [row for row in results.read_rows(path) if row["commands"] == text]
         if not stored or stored[0]["status"] != "ok":
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
@@ -259,7 +259,7 @@ def _measure(config, name, commands):
     )
     row = {"run": name} | row | {"status": "ok", "seconds": 0.0, "peak_mib": 0}
     row |= {
-        "commands": " && ".join(map(processes.shown, commands)),
+        "commands": processes.joined(commands),
         "versions": results.versions(),
     }
     curve = []

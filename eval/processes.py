@@ -104,6 +104,11 @@ def folder(work_dir: str, name: str, command: Sequence[str]) -> str:
     return f"{work_dir}/{name}_{digest}"
 
 
+def joined(commands: Sequence[Sequence[str]]) -> str:
+    """Returns commands as one line of a shell, as rows hold them."""
+    return " && ".join(map(shown, commands))
+
+
 def shown(command: Sequence[str]) -> str:
     """Returns a command as a shell takes it, $ROOT expanded and nothing else."""
     words = [

@@ -97,7 +97,7 @@ def measure(config, network: networks.Network) -> list[dict]:
         "device_flags": config.device_flags or "",
         **{name: row[name] for name in _FACTS if row.get(name) is not None},
         "seconds": round(seconds, 1),
-        "commands": " && ".join(map(processes.shown, commands)),
+        "commands": processes.joined(commands),
         "versions": row["versions"],
     }
     if config.device == "arm-emulator":

@@ -522,7 +522,7 @@ def measure(config: Config, cell: Cell, broken: dict[str, str]) -> dict:
         "status": "ok",
         "seconds": 0.0,
         "peak_mib": 0,
-        "commands": " && ".join(map(processes.shown, plan.commands())),
+        "commands": processes.joined(plan.commands()),
     }
     name, log = cell.network.row, os.path.join(config.work_dir, "log.txt")
     try:

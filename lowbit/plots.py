@@ -103,9 +103,9 @@ def learning_curves(
             for index, (label, points) in enumerate(curves.items()):
                 turn, place = divmod(index, len(_CURVES))
                 if points:
-                    axis.plot(*zip(*points, strict=True), "o", markersize=2.5, color=_CURVES[place])
-                    style = _STYLES[turn % len(_STYLES)]
-                    axis.lines[-1].set(label=label, linewidth=1.2, linestyle=style)
+                    style = {"color": _CURVES[place], "linestyle": _STYLES[turn % len(_STYLES)]}
+                    style |= {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
+                    axis.plot(*zip(*points, strict=True), label=label, **style)
             axis.set_title(title, fontsize=8)
             axis.set(xlabel=over, ylabel=measure)
             axis.grid(axis="y", linewidth=0.3)

@@ -341,8 +341,8 @@ def train(config: Config) -> dict:
         if config.oscillations != "ignore":
             threshold = stability.THRESHOLD if config.oscillations == "freeze" else None
             watch = stability.Oscillations(quantized, threshold)
+        saved = _as_saved(quantized, config, stream)
         if choosing is not None:
-            saved = _as_saved(quantized, config, stream)
             measure = _distance(config, saved, float_model, choosing, preprocess)
             selected = selection.Selection(quantized, steps, measure, output_dir)
         take_averages = loop.fit(
@@ -359,7 +359,7 @@ def train(config: Config) -> dict:
                 *(quantized, watch, steps, output_dir / "alpha.csv"),
                 _follower(
                     *(config, output_dir, "QAT", steps, validation_images, preprocess),
-                    _as_saved(quantized, config, stream),
+                    saved,
                 ),
                 selected,
             ),
